@@ -1,0 +1,354 @@
+"""A bundle: a model, its autoencoders and its tokenizer as one directory of safetensors and JSON."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+
+from jaxcircuits.config import ModelConfig, SAEConfig
+from jaxcircuits.errors import InputError
+from jaxcircuits.files import new_directory, read_json, sha256, write_json
+from jaxcircuits.model import hook_width, process_weights
+from jaxcircuits.sae import SAE
+from jaxcircuits.sae.activations import activation
+from jaxcircuits.types import AttentionWeights, BlockWeights, MLPWeights, ModelWeights, NormWeights, SAEWeights
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model with its autoencoders, ready to compute.
+
+    Attributes:
+        cfg: The model's description.
+        params: Its weights, processed as `cfg.processing` says.
+        saes: Autoencoders by name, in the order of their hook points.
+        tokenizer: `None` for a bundle that takes token ids only.
+        path: Where it was loaded from.
+        manifest: Source, revision, command and checksums.
+    """
+
+    cfg: ModelConfig
+    params: ModelWeights
+    saes: Mapping[str, SAE]
+    tokenizer: Tokenizer | None = None
+    path: Path | None = None
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def tokenize(self, text: str) -> Int[np.ndarray, "pos"]:
+        """Token ids of a text, BOS first.
+
+        Raises:
+            InputError: The bundle has no tokenizer, or the text is empty.
+        """
+        if self.tokenizer is None:
+            raise InputError("this bundle has no tokenizer, so it takes token ids only; give --prompt-ids FILE.json.")
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if not ids:
+            raise InputError("the prompt is empty; expected at least one word.")
+        bos = [] if self.cfg.bos_token_id is None else [self.cfg.bos_token_id]
+        return np.array(bos + ids, np.int32)
+
+    def token_strings(self, tokens: Int[np.ndarray, "pos"]) -> list[str]:
+        """Each token as text, for people to read; without a tokenizer, its number."""
+        if self.tokenizer is None:
+            return [f"#{token}" for token in tokens]
+        return [self._decoded[int(token)] for token in tokens]
+
+    @cached_property
+    def _decoded(self) -> "_DecodedTokens":
+        assert self.tokenizer is not None
+        return _DecodedTokens(self.tokenizer)
+
+
+class _DecodedTokens(dict[int, str]):
+    """Token strings, decoded once each."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token: int) -> str:
+        self[token] = self._tokenizer.decode([token], skip_special_tokens=False) or f"#{token}"
+        return self[token]
+
+
+def shipped_bundle() -> Path:
+    """Where the weights that ship with the package are: inside the wheel, or beside an editable package."""
+    here = Path(__file__).parent
+    for candidate in (here / "weights", here.parent / "weights"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise InputError("the shipped weights are not installed; name a bundle with --bundle DIR.")
+
+
+def load_bundle(path: str | os.PathLike | None = None, *, dtype=jnp.float32, processed: bool = True) -> Bundle:
+    """Loads a bundle and applies the weight processing that its config records.
+
+    Args:
+        path: The bundle's directory; the shipped one by default.
+        dtype: What to compute in. float64 needs JAX's x64 mode.
+        processed: Whether to process; off gives the weights as they were stored.
+
+    Raises:
+        InputError: Something is missing, damaged, unknown or does not fit together.
+
+    >>> from jaxcircuits import load_bundle
+    >>> bundle = load_bundle()
+    >>> bundle.cfg.n_layers, list(bundle.saes)
+    (2, ['blocks.0.mlp.hook_post', 'blocks.1.mlp.hook_post'])
+    """
+    path = shipped_bundle() if path is None else Path(path)
+    if not path.is_dir():
+        raise InputError(f"there is no bundle {path}; expected a directory that `jaxcircuits convert` wrote.")
+    manifest = read_json(path / "manifest.json", "bundle")
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise InputError(f"{path / 'manifest.json'}: expected a bundle of schema {SCHEMA}; convert the source again.")
+    for name, expected in manifest.get("sha256", {}).items():
+        if not (path / name).is_file():
+            raise InputError(f"the bundle {path} lacks {name}, which its manifest lists; copy or convert it again.")
+        if sha256(path / name) != expected:
+            raise InputError(f"{path / name} is damaged: its checksum is not the manifest's; copy or convert it again.")
+    cfg = ModelConfig.from_json(read_json(path / "config.json", "bundle"), str(path / "config.json"))
+    params = model_from_tensors(read_safetensors(path / "model.safetensors"), cfg, str(path / "model.safetensors"))
+    params = jax.tree.map(lambda w: jnp.asarray(w, dtype), params)
+    if processed:
+        params = process_weights(params, cfg.processing)
+    saes = [load_sae(p, dtype=dtype) for p in sorted((path / "saes").glob("*/"))]
+    named = {p.name: check_fits(sae, cfg, p.name) for p, sae in zip(sorted((path / "saes").glob("*/")), saes, strict=True)}
+    tokenizer_file = path / "tokenizer.json"
+    tokenizer = read_tokenizer(tokenizer_file) if tokenizer_file.is_file() else None
+    return Bundle(cfg, params, named, tokenizer, path, manifest)
+
+
+def save_bundle(
+    path: str | os.PathLike,
+    cfg: ModelConfig,
+    params: ModelWeights,
+    saes: Mapping[str, SAE],
+    tokenizer: Tokenizer | None,
+    *,
+    source: Mapping[str, Any],
+    dtype=None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a bundle: weights as they came, with a manifest of where they came from.
+
+    Args:
+        path: The directory to make.
+        cfg: The model's description.
+        params: Its *unprocessed* weights.
+        saes: Autoencoders by name.
+        tokenizer: Its tokenizer, if there is one.
+        source: What the manifest says of the origin (source, revision and so on).
+        dtype: What to store in; as it is by default.
+        overwrite: Whether to replace a bundle that is there.
+
+    Raises:
+        InputError: The place is taken or cannot be written, or an autoencoder does not fit.
+    """
+    for name, sae in saes.items():
+        check_fits(sae, cfg, name)
+    with new_directory(path, overwrite) as new:
+        write_json(new / "config.json", cfg.to_json())
+        write_safetensors(new / "model.safetensors", model_to_tensors(params, cfg), dtype)
+        if tokenizer is not None:
+            tokenizer.save(str(new / "tokenizer.json"))
+        for name, sae in saes.items():
+            save_sae(new / "saes" / name, sae, dtype)
+        write_manifest(new, source)
+
+
+def write_manifest(path: Path, source: Mapping[str, Any]) -> None:
+    """Writes `manifest.json` over the files that are there."""
+    files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.suffix in (".json", ".safetensors"))
+    write_json(
+        path / "manifest.json",
+        {
+            "schema": SCHEMA,
+            **source,
+            "command": shlex.join(["jaxcircuits", *sys.argv[1:]]),
+            "jaxcircuits": version("jaxcircuits"),
+            "sha256": {name: sha256(path / name) for name in files if name != "manifest.json"},
+        },
+    )
+
+
+def load_sae(path: str | os.PathLike, *, dtype=jnp.float32) -> SAE:
+    """Loads one autoencoder of a bundle: a directory with `config.json` and `sae.safetensors`.
+
+    Raises:
+        InputError: A file is missing or damaged, or tensors and config do not fit.
+
+    >>> from jaxcircuits import load_bundle, load_sae
+    >>> sae = load_sae(load_bundle().path / "saes" / "blocks.0.mlp.hook_post")
+    >>> sae.cfg.hook_name
+    'blocks.0.mlp.hook_post'
+    """
+    path = Path(path)
+    cfg = SAEConfig.from_json(read_json(path / "config.json", "SAE"), str(path / "config.json"))
+    activation(cfg.activation)
+    tensors = read_safetensors(path / "sae.safetensors")
+    weights = sae_from_tensors(tensors, cfg, str(path / "sae.safetensors"))
+    return SAE(jax.tree.map(lambda w: jnp.asarray(w, dtype), weights), cfg)
+
+
+def save_sae(path: str | os.PathLike, sae: SAE, dtype=None) -> None:
+    """Writes one autoencoder's directory."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "config.json", sae.cfg.to_json())
+    write_safetensors(path / "sae.safetensors", sae.weights._asdict(), dtype)
+
+
+def check_fits(sae: SAE, cfg: ModelConfig, name: str) -> SAE:
+    """Returns the autoencoder if the model has its hook point, of its width.
+
+    Raises:
+        InputError: It has not.
+    """
+    try:
+        width = hook_width(cfg, sae.cfg.hook_name)
+    except InputError as error:
+        raise InputError(f"SAE {name}: {error}") from None
+    if width != sae.cfg.d_in:
+        raise InputError(
+            f"SAE {name}: its d_in is {sae.cfg.d_in}, but {sae.cfg.hook_name} of this model has width {width}; "
+            "it was trained on another model or hook point."
+        )
+    return sae
+
+
+def read_tokenizer(path: str | os.PathLike) -> Tokenizer:
+    """Reads a `tokenizer.json`.
+
+    Raises:
+        InputError: It is missing or not one.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise InputError(f"{path} is not a tokenizer.json ({str(error).splitlines()[0]}).") from None
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads every tensor of a safetensors file.
+
+    Raises:
+        InputError: The file is missing, truncated or not safetensors.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}; check the path.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged or no safetensors file ({error}); copy or download it again.") from None
+
+
+def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Any], dtype=None) -> None:
+    """Writes tensors; safetensors writes a transposed view in memory order, so each is made contiguous first."""
+    arrays = {k: np.asarray(v) for k, v in tensors.items()}
+    if dtype is not None:
+        arrays = {k: v.astype(dtype) for k, v in arrays.items()}
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+
+
+def model_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a model's file and its shape."""
+    head, d_model, d_head, d_mlp = cfg.n_heads, cfg.d_model, cfg.d_head, cfg.d_mlp
+    shapes: dict[str, tuple[int, ...]] = {"W_E": (cfg.d_vocab, d_model), "W_pos": (cfg.n_ctx, d_model)}
+    for layer in range(cfg.n_layers):
+        block = {
+            **{f"attn.W_{x}": (head, d_model, d_head) for x in "QKV"},
+            **{f"attn.b_{x}": (head, d_head) for x in "QKV"},
+            "attn.W_O": (head, d_head, d_model),
+            "attn.b_O": (d_model,),
+            "mlp.W_in": (d_model, d_mlp),
+            "mlp.b_in": (d_mlp,),
+            "mlp.W_out": (d_mlp, d_model),
+            "mlp.b_out": (d_model,),
+            **{f"{ln}.{x}": (d_model,) for ln in ("ln1", "ln2") for x in "wb"},
+        }
+        shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
+    shapes |= {"ln_final.w": (d_model,), "ln_final.b": (d_model,), "b_U": (cfg.d_vocab,)}
+    if not cfg.tied_unembedding:
+        shapes["W_U"] = (d_model, cfg.d_vocab)
+    return shapes
+
+
+def check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Compares tensors with what is expected: every one there, no other, of the right shape, all finite.
+
+    Raises:
+        InputError: The first that is not; it is named.
+    """
+    for name in shapes:
+        if name not in tensors:
+            raise InputError(f"{where}: the tensor {name} is missing.")
+    for name, tensor in tensors.items():
+        if name not in shapes:
+            raise InputError(f"{where}: unknown tensor {name} of shape {list(tensor.shape)}; nothing here reads it.")
+        if tuple(tensor.shape) != tuple(shapes[name]):
+            raise InputError(f"{where}: {name} must have shape {list(shapes[name])}, got {list(tensor.shape)}.")
+        if not np.isfinite(tensor.astype(np.float32) if tensor.dtype.kind not in "fiu" else tensor).all():
+            raise InputError(f"{where}: {name} holds NaN or Inf; the checkpoint is damaged.")
+
+
+def model_from_tensors(tensors: Mapping[str, np.ndarray], cfg: ModelConfig, where: str) -> ModelWeights:
+    """Builds the weight tree from a model's file; checks it with `check_tensors`."""
+    check_tensors(tensors, model_shapes(cfg), where)
+
+    def norm(prefix: str) -> NormWeights:
+        return NormWeights(tensors[f"{prefix}.w"], tensors[f"{prefix}.b"])  # pyright: ignore[reportArgumentType]
+
+    def block(prefix: str) -> BlockWeights:
+        return BlockWeights(
+            ln1=norm(f"{prefix}.ln1"),
+            attn=AttentionWeights(**{f: tensors[f"{prefix}.attn.{f}"] for f in AttentionWeights._fields}),  # pyright: ignore
+            ln2=norm(f"{prefix}.ln2"),
+            mlp=MLPWeights(**{f: tensors[f"{prefix}.mlp.{f}"] for f in MLPWeights._fields}),  # pyright: ignore
+        )
+
+    return ModelWeights(
+        W_E=tensors["W_E"],  # pyright: ignore
+        W_pos=tensors["W_pos"],  # pyright: ignore
+        blocks=tuple(block(f"blocks.{layer}") for layer in range(cfg.n_layers)),
+        ln_final=norm("ln_final"),
+        W_U=tensors["W_E"].T if cfg.tied_unembedding else tensors["W_U"],  # pyright: ignore
+        b_U=tensors["b_U"],  # pyright: ignore
+    )
+
+
+def model_to_tensors(params: ModelWeights, cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `model_from_tensors`: names to tensors."""
+    tensors: dict[str, Any] = {"W_E": params.W_E, "W_pos": params.W_pos, "b_U": params.b_U}
+    if not cfg.tied_unembedding:
+        tensors["W_U"] = params.W_U
+    assert params.ln_final is not None, "a bundle stores unprocessed weights"
+    tensors |= {"ln_final.w": params.ln_final.w, "ln_final.b": params.ln_final.b}
+    for layer, block in enumerate(params.blocks):
+        for part, weights in block._asdict().items():
+            tensors |= {f"blocks.{layer}.{part}.{name}": tensor for name, tensor in weights._asdict().items()}
+    return tensors
+
+
+def sae_from_tensors(tensors: Mapping[str, np.ndarray], cfg: SAEConfig, where: str) -> SAEWeights:
+    """Builds an autoencoder's weights from its file; checks them with `check_tensors`."""
+    d_in, d_sae = cfg.d_in, cfg.d_sae
+    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    check_tensors(tensors, shapes, where)
+    return SAEWeights(**{name: tensors[name] for name in shapes})  # pyright: ignore

@@ -1,0 +1,133 @@
+"""Frozen descriptions of models and autoencoders: numbers and words, JSON in and out, unknown fields refused."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+from jaxcircuits.errors import InputError
+
+PROCESSING_STEPS = ("fold_layer_norm", "center_writing_weights", "center_unembed", "fold_value_biases")
+"""TransformerLens' weight processing, in its order."""
+
+
+class _JSONConfig:
+    """JSON round trip for the dataclasses below: lists become tuples, unknown or missing fields are refused."""
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], where: str = "config") -> Self:
+        """Builds the config from parsed JSON.
+
+        Args:
+            fields: The parsed object.
+            where: What to call it in an error, usually the file's path.
+
+        Raises:
+            InputError: A field is unknown, missing, or has a value that the config refuses.
+        """
+        known = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+        unknown = sorted(set(fields) - set(known))
+        if unknown:
+            raise InputError(f"{where}: unknown field {unknown[0]!r}; this version understands {', '.join(known)}.")
+        required = [n for n, f in known.items() if f.default is dataclasses.MISSING]
+        missing = [n for n in required if n not in fields]
+        if missing:
+            raise InputError(f"{where}: the field {missing[0]!r} is missing; add it or convert the source again.")
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        except TypeError:
+            raise InputError(f"{where}: a field has a value of the wrong type; convert the source again.") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The config as an object that `json.dumps` takes."""
+        return dataclasses.asdict(self)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class ModelConfig(_JSONConfig):
+    """A pre-norm decoder-only transformer; what sets a family apart is data here, not code elsewhere.
+
+    Attributes:
+        n_layers: Number of blocks.
+        d_model: Width of the residual stream.
+        n_heads: Attention heads a layer.
+        d_head: Width of a head.
+        d_mlp: Width of the MLP's hidden layer.
+        d_vocab: Vocabulary size.
+        n_ctx: Longest sequence, in tokens.
+        attention: One of `"global"` and `"local"` a layer.
+        window: Keys a local query sees, itself included.
+        eps: Added to the variance inside the norm's square root.
+        attention_scale: Scores are multiplied by it (GPT-Neo: 1, no scaling).
+        bos_token_id: Put before text; `None` where the model has none.
+        tied_unembedding: Whether the stored unembedding is the transposed embedding.
+        family: The architecture the weights came from.
+        processing: Weight-processing steps that `load_bundle` applies, in order.
+    """
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+    attention: tuple[str, ...]
+    window: int
+    eps: float = 1e-5
+    attention_scale: float = 1.0
+    bos_token_id: int | None = None
+    tied_unembedding: bool = False
+    family: str = "gpt_neo"
+    processing: tuple[str, ...] = PROCESSING_STEPS
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "window"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name} must be a positive integer, got {value!r}.")
+        for name in ("eps", "attention_scale"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+                raise InputError(f"{name} must be a positive number, got {value!r}.")
+        if len(self.attention) != self.n_layers:
+            raise InputError(f"attention must name {self.n_layers} layers, got {len(self.attention)}.")
+        for kind in self.attention:
+            if kind not in ("global", "local"):
+                raise InputError(f"attention must be 'global' or 'local', got {kind!r}.")
+        if self.family != "gpt_neo":
+            raise InputError(f"the model family must be 'gpt_neo', got {self.family!r}.")
+        for step in self.processing:
+            if step not in PROCESSING_STEPS:
+                raise InputError(f"unknown processing step {step!r}; known are {', '.join(PROCESSING_STEPS)}.")
+        bos = self.bos_token_id
+        if bos is not None and not (isinstance(bos, int) and 0 <= bos < self.d_vocab):
+            raise InputError(f"bos_token_id must lie in 0..{self.d_vocab - 1}, got {bos!r}.")
+
+
+@dataclass(frozen=True)
+class SAEConfig(_JSONConfig):
+    """A sparse autoencoder on one hook point.
+
+    Attributes:
+        d_in: Width of the hook's value.
+        d_sae: Number of features.
+        hook_name: TransformerLens' name of the hook point.
+        activation: What turns pre-activations into feature activations.
+        subtract_b_dec: Whether the encoder subtracts the decoder's bias first.
+    """
+
+    d_in: int
+    d_sae: int
+    hook_name: str
+    activation: str = "relu"
+    subtract_b_dec: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("d_in", "d_sae"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name} must be a positive integer, got {value!r}.")
+        if not isinstance(self.subtract_b_dec, bool):
+            raise InputError(f"subtract_b_dec must be true or false, got {self.subtract_b_dec!r}.")

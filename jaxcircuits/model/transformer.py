@@ -1,0 +1,134 @@
+"""The forward pass: parts written for the last axes, any leading batch axes, differences between families as data."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+from einops import einsum
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxcircuits.config import ModelConfig
+from jaxcircuits.errors import InputError
+from jaxcircuits.model.hooks import Edits, Hooks
+from jaxcircuits.types import AttentionWeights, MLPWeights, ModelWeights, NormWeights
+
+Hook = Callable[[str, Array], Array]
+
+
+def forward(
+    params: ModelWeights,
+    cfg: ModelConfig,
+    tokens: Int[Array, "*batch pos"],
+    *,
+    taps: Iterable[str] = (),
+    edits: Edits | None = None,
+    logits_at: slice | Int[Array, "n"] | None = slice(None),
+) -> tuple[Float[Array, "*batch n d_vocab"] | None, dict[str, Array]]:
+    """Runs the model.
+
+    Pure, so the caller jits, vmaps and differentiates it. Nothing after the last tap is computed when
+    `logits_at` is `None`.
+
+    Args:
+        params: The weights; their dtype is the dtype of the computation.
+        cfg: The architecture.
+        tokens: Token ids.
+        taps: Hook points whose values are returned (after an edit, if there is one).
+        edits: New values by hook point: an array, or a function of the value that arrives there.
+        logits_at: Positions whose logits are computed: all by default, none for `None`.
+
+    Returns:
+        The logits (or `None`) and the tapped values by name.
+
+    Raises:
+        InputError: An unknown hook point, an edit that changes a shape, or more tokens than the context holds.
+
+    Source: GPT-Neo as in Hugging Face transformers 5.23; hook points as in TransformerLens 3.9.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxcircuits import forward, load_bundle
+    >>> bundle = load_bundle()
+    >>> tokens = jnp.asarray(bundle.tokenize("Once upon a time"))
+    >>> _, acts = forward(bundle.params, bundle.cfg, tokens, taps=["blocks.0.mlp.hook_post"], logits_at=None)
+    >>> acts["blocks.0.mlp.hook_post"].shape == (len(tokens), bundle.cfg.d_mlp)
+    True
+    """
+    pos = tokens.shape[-1]
+    if pos > cfg.n_ctx:
+        raise InputError(f"the model's context holds {cfg.n_ctx} tokens, got {pos}; shorten the prompt.")
+    hook = Hooks(cfg, taps, edits)
+    embed = hook("hook_embed", params.W_E[tokens])
+    pos_embed = hook("hook_pos_embed", jnp.broadcast_to(params.W_pos[:pos], embed.shape))
+    resid = embed + pos_embed
+    for layer, block in enumerate(params.blocks):
+        if logits_at is None and hook.satisfied:
+            return None, hook.acts
+        name = f"blocks.{layer}"
+        resid = hook(f"{name}.hook_resid_pre", resid)
+        normed = layer_norm(resid, block.ln1, cfg.eps, hook, f"{name}.ln1")
+        mask = causal_mask(pos, cfg.window if cfg.attention[layer] == "local" else None)
+        attn_out = attention(normed, block.attn, mask, cfg.attention_scale, hook, f"{name}.attn")
+        resid = hook(f"{name}.hook_resid_mid", resid + hook(f"{name}.hook_attn_out", attn_out))
+        normed = layer_norm(resid, block.ln2, cfg.eps, hook, f"{name}.ln2")
+        mlp_out = mlp(normed, block.mlp, hook, f"{name}.mlp")
+        resid = hook(f"{name}.hook_resid_post", resid + hook(f"{name}.hook_mlp_out", mlp_out))
+    if logits_at is None and hook.satisfied:
+        return None, hook.acts
+    final = layer_norm(resid, params.ln_final, cfg.eps, hook, "ln_final")
+    if logits_at is None:
+        return None, hook.acts
+    logits = einsum(final[..., logits_at, :], params.W_U, "... n d_model, d_model d_vocab -> ... n d_vocab")
+    return logits + params.b_U, hook.acts
+
+
+def causal_mask(pos: int, window: int | None) -> Bool[Array, "q_pos k_pos"]:
+    """Which keys a query sees: none later than itself and, with a window, its last `window` keys, itself included."""
+    q_pos = jnp.arange(pos)[:, None]
+    k_pos = jnp.arange(pos)[None, :]
+    seen = k_pos <= q_pos
+    return seen if window is None else seen & (k_pos > q_pos - window)
+
+
+def layer_norm(
+    x: Float[Array, "... d_model"], norm: NormWeights | None, eps: float, hook: Hook, name: str
+) -> Float[Array, "... d_model"]:
+    """Layer norm; without weights (`None`) it only centres and scales: they have been folded into what reads it."""
+    x = x - x.mean(-1, keepdims=True)
+    scale = hook(f"{name}.hook_scale", jnp.sqrt((x**2).mean(-1, keepdims=True) + eps))
+    x = x / scale
+    return hook(f"{name}.hook_normalized", x if norm is None else x * norm.w + norm.b)
+
+
+def attention(
+    x: Float[Array, "... pos d_model"],
+    weights: AttentionWeights,
+    mask: Bool[Array, "q_pos k_pos"],
+    scale: float,
+    hook: Hook,
+    name: str,
+) -> Float[Array, "... pos d_model"]:
+    """Multi-head attention."""
+    project = "... pos d_model, head d_model d_head -> ... pos head d_head"
+    q = hook(f"{name}.hook_q", einsum(x, weights.W_Q, project) + weights.b_Q)
+    k = hook(f"{name}.hook_k", einsum(x, weights.W_K, project) + weights.b_K)
+    v = hook(f"{name}.hook_v", einsum(x, weights.W_V, project) + weights.b_V)
+    scores = einsum(q, k, "... q_pos head d_head, ... k_pos head d_head -> ... head q_pos k_pos")
+    scores = hook(f"{name}.hook_attn_scores", jnp.where(mask, scores * scale, -jnp.inf))
+    pattern = hook(f"{name}.hook_pattern", jax.nn.softmax(scores, axis=-1))
+    z = hook(
+        f"{name}.hook_z", einsum(pattern, v, "... head q_pos k_pos, ... k_pos head d_head -> ... q_pos head d_head")
+    )
+    # One vector a head is n_heads times the size of their sum, so it is formed only where somebody looks.
+    if isinstance(hook, Hooks) and hook.wants(f"{name}.hook_result"):
+        result = hook(
+            f"{name}.hook_result", einsum(z, weights.W_O, "... head d_head, head d_head d_model -> ... head d_model")
+        )
+        return result.sum(-2) + weights.b_O
+    return einsum(z, weights.W_O, "... head d_head, head d_head d_model -> ... d_model") + weights.b_O
+
+
+def mlp(x: Float[Array, "... d_model"], weights: MLPWeights, hook: Hook, name: str) -> Float[Array, "... d_model"]:
+    """Two linear maps around `gelu_new`, the tanh form of GELU."""
+    pre = hook(f"{name}.hook_pre", einsum(x, weights.W_in, "... d_model, d_model d_mlp -> ... d_mlp") + weights.b_in)
+    post = hook(f"{name}.hook_post", jax.nn.gelu(pre, approximate=True))
+    return einsum(post, weights.W_out, "... d_mlp, d_mlp d_model -> ... d_model") + weights.b_out

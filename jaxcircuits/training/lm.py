@@ -1,0 +1,284 @@
+"""Training of a small GPT-Neo: its own byte-level BPE, one story a row, rows of like length together."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.training.train_state import TrainState
+from jaxtyping import Array, Float, Int
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from jaxcircuits.bundle import read_tokenizer
+from jaxcircuits.config import ModelConfig
+from jaxcircuits.corpus import END_OF_TEXT
+from jaxcircuits.errors import InputError
+from jaxcircuits.model import forward
+from jaxcircuits.training.loop import Metrics, train
+from jaxcircuits.types import AttentionWeights, BlockWeights, MLPWeights, ModelWeights, NormWeights
+
+
+@dataclass(frozen=True)
+class LMTraining:
+    """Everything a language-model run depends on, besides its text.
+
+    Attributes:
+        d_model: Width of the residual stream.
+        n_layers: Blocks, alternating global and local attention, global first.
+        n_heads: Attention heads; `d_head` is `d_model / n_heads`.
+        d_vocab: Vocabulary of the byte-level BPE that is trained first.
+        n_ctx: Longest row, in tokens.
+        window: Keys a local layer's query sees.
+        epochs: Passes over the text.
+        batch_tokens: Tokens a step, padding included.
+        muon_lr: Peak learning rate of Muon, which updates the matrices of the blocks.
+        adam_lr: Peak learning rate of Adam, which updates the rest.
+        weight_decay: Decoupled weight decay of both.
+        warmup: Share of the steps in which the rate rises.
+        seed: Initial weights and order of the text.
+    """
+
+    d_model: int = 192
+    n_layers: int = 2
+    n_heads: int = 6
+    d_vocab: int = 4096
+    n_ctx: int = 512
+    window: int = 32
+    epochs: float = 4.0
+    batch_tokens: int = 8192
+    muon_lr: float = 0.02
+    adam_lr: float = 0.003
+    weight_decay: float = 0.05
+    warmup: float = 0.03
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads:
+            raise InputError(f"n_heads must divide d_model, got {self.n_heads} and {self.d_model}.")
+        if self.d_vocab < 257:
+            raise InputError(f"d_vocab must hold 256 bytes and {END_OF_TEXT}, so at least 257, got {self.d_vocab}.")
+        if self.batch_tokens < self.n_ctx:
+            raise InputError(f"batch_tokens must hold one row of {self.n_ctx} tokens, got {self.batch_tokens}.")
+
+    def model(self) -> ModelConfig:
+        """The model this run trains."""
+        return ModelConfig(
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            n_heads=self.n_heads,
+            d_head=self.d_model // self.n_heads,
+            d_mlp=4 * self.d_model,
+            d_vocab=self.d_vocab,
+            n_ctx=self.n_ctx,
+            attention=tuple("local" if layer % 2 else "global" for layer in range(self.n_layers)),
+            window=self.window,
+            bos_token_id=0,
+            tied_unembedding=True,
+        )
+
+
+def train_tokenizer(texts: Iterable[str], d_vocab: int) -> Tokenizer:
+    """A byte-level BPE as GPT-2's, with `<|endoftext|>` (id 0) as its only special token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore
+    trainer = trainers.BpeTrainer(
+        vocab_size=d_vocab,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != d_vocab:
+        raise InputError(
+            f"the text is too small for a vocabulary of {d_vocab}: only {tokenizer.get_vocab_size()} tokens "
+            "could be made; lower --d-vocab."
+        )
+    return tokenizer
+
+
+def rows_of(texts: Iterable[str], tokenizer: Tokenizer, n_ctx: int) -> list[Int[np.ndarray, "row"]]:
+    """One row a text: BOS, its tokens, end of text. A longer one goes on in further rows, each begun with BOS.
+
+    A row has up to `n_ctx + 1` tokens: inputs and, moved by one, what they shall predict.
+    """
+    bos = tokenizer.token_to_id(END_OF_TEXT)
+    rows = []
+    for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
+        ids = [*encoding.ids, bos]
+        rows += [np.array([bos, *ids[i : i + n_ctx]], np.int32) for i in range(0, len(ids), n_ctx)]
+    return rows
+
+
+class Batches:
+    """Batches of rows of like length, in an order that depends on seed and epoch alone.
+
+    Lengths are padded up to a multiple of `n_ctx / 8`, so at most eight shapes are compiled.
+    """
+
+    def __init__(self, rows: Sequence[Int[np.ndarray, "row"]], settings: LMTraining) -> None:
+        self._rows = rows
+        step = max(1, settings.n_ctx // 8)
+        inputs = np.array([len(row) - 1 for row in rows])
+        self._padded = -(-inputs // step) * step
+        self._plan: list[tuple[int, Int[np.ndarray, "n"]]] = []
+        epoch = 0
+        while epoch < settings.epochs:
+            plan = self._epoch(np.random.default_rng([settings.seed, epoch]), settings.batch_tokens)
+            self._plan += plan[: round(len(plan) * min(1.0, settings.epochs - epoch))]
+            epoch += 1
+        if not self._plan:
+            raise InputError("the text is too short for one batch; give more text or lower --batch-tokens.")
+
+    def _epoch(self, rng: np.random.Generator, batch_tokens: int) -> list[tuple[int, Int[np.ndarray, "n"]]]:
+        plan = []
+        for length in np.unique(self._padded):
+            members = rng.permutation(np.flatnonzero(self._padded == length))
+            size = batch_tokens // int(length)
+            plan += [(int(length), members[i : i + size]) for i in range(0, len(members) - size + 1, size)]
+        return [plan[i] for i in rng.permutation(len(plan))]
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __call__(self, step: int) -> Int[np.ndarray, "batch row"]:
+        """The rows of a step; -1 where a row has ended."""
+        length, members = self._plan[step]
+        batch = np.full((len(members), length + 1), -1, np.int32)
+        for i, member in enumerate(members):
+            batch[i, : len(self._rows[member])] = self._rows[member]
+        return batch
+
+
+def init_params(settings: LMTraining) -> ModelWeights:
+    """Random weights: normal, 0.02, smaller where a block writes to the residual stream.
+
+    What GPT-Neo does not have (biases of query, key, value and unembedding; a `W_U` of its own) is `None`,
+    so that no optimiser sees it; `completed` fills it in.
+    """
+    cfg = settings.model()
+    keys = iter(jax.random.split(jax.random.key(settings.seed), 2 + 6 * cfg.n_layers))
+    writing = 0.02 / np.sqrt(2 * cfg.n_layers)
+
+    def normal(*shape: int, std: float = 0.02) -> Array:
+        return std * jax.random.normal(next(keys), shape)
+
+    def norm() -> NormWeights:
+        return NormWeights(jnp.ones(cfg.d_model), jnp.zeros(cfg.d_model))
+
+    def block() -> BlockWeights:
+        per_head = (cfg.n_heads, cfg.d_model, cfg.d_head)
+        return BlockWeights(
+            ln1=norm(),
+            attn=AttentionWeights(
+                *(normal(*per_head) for _ in "QKV"),
+                normal(cfg.n_heads, cfg.d_head, cfg.d_model, std=writing),
+                *(None,) * 3,  # pyright: ignore[reportArgumentType]
+                jnp.zeros(cfg.d_model),
+            ),
+            ln2=norm(),
+            mlp=MLPWeights(
+                normal(cfg.d_model, cfg.d_mlp),
+                jnp.zeros(cfg.d_mlp),
+                normal(cfg.d_mlp, cfg.d_model, std=writing),
+                jnp.zeros(cfg.d_model),
+            ),
+        )
+
+    W_E, W_pos = normal(cfg.d_vocab, cfg.d_model), normal(cfg.n_ctx, cfg.d_model)
+    return ModelWeights(W_E, W_pos, tuple(block() for _ in range(cfg.n_layers)), norm(), None, None)  # pyright: ignore
+
+
+def completed(params: ModelWeights, cfg: ModelConfig) -> ModelWeights:
+    """The trained tree with what GPT-Neo fixes: zero biases, an unembedding tied to the embedding."""
+    zero = jnp.zeros((cfg.n_heads, cfg.d_head), params.W_E.dtype)
+    blocks = tuple(b._replace(attn=b.attn._replace(b_Q=zero, b_K=zero, b_V=zero)) for b in params.blocks)
+    return params._replace(blocks=blocks, W_U=params.W_E.T, b_U=jnp.zeros(cfg.d_vocab, params.W_E.dtype))
+
+
+def nll(
+    params: ModelWeights, cfg: ModelConfig, rows: Int[Array, "batch row"]
+) -> tuple[Float[Array, "batch pos"], Float[Array, "batch pos"]]:
+    """Negative log-likelihood of each next token in nats, and 1 where there is one (0 in the padding)."""
+    inputs, targets = jnp.maximum(rows[:, :-1], 0), rows[:, 1:]
+    logits, _ = forward(params, cfg, inputs)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
+    mask = (targets >= 0).astype(losses.dtype)
+    return losses * mask, mask
+
+
+def optimiser(settings: LMTraining, n_steps: int) -> optax.GradientTransformation:
+    """Muon on the matrices of the blocks, AdamW on embeddings, norms and biases; warm-up, then linear to zero.
+
+    Source: K. Jordan and others, Muon (2024), as in `optax.contrib.muon`.
+    """
+    warmup = max(1, round(settings.warmup * n_steps))
+
+    def schedule(peak: float) -> optax.Schedule:
+        up = optax.linear_schedule(0.0, peak, warmup)
+        return optax.join_schedules([up, optax.linear_schedule(peak, 0.0, n_steps - warmup)], [warmup])
+
+    def matrices(params: ModelWeights) -> Any:
+        into = optax.contrib.MuonDimensionNumbers
+        # Heads are separate maps: of [head, d_model, d_head] the head axis is a batch of matrices.
+        dims = {"W_Q": into(1, 2), "W_K": into(1, 2), "W_V": into(1, 2), "W_O": into(1, 2)}
+        dims |= {"W_in": into(0, 1), "W_out": into(0, 1)}
+        return jax.tree_util.tree_map_with_path(lambda path, _: dims.get(getattr(path[-1], "name", "")), params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.contrib.muon(
+            schedule(settings.muon_lr),
+            adam_learning_rate=schedule(settings.adam_lr),
+            weight_decay=settings.weight_decay,
+            adam_weight_decay=settings.weight_decay,
+            adam_b2=0.98,
+            muon_weight_dimension_numbers=matrices,
+        ),
+    )
+
+
+@partial(jax.jit, static_argnames="cfg", donate_argnums=0)
+def update(state: TrainState, rows: Int[Array, "batch row"], cfg: ModelConfig) -> tuple[TrainState, Metrics]:
+    """One step on the mean loss of a batch's tokens."""
+
+    def loss_of(params: ModelWeights) -> Float[Array, ""]:
+        losses, mask = nll(completed(params, cfg), cfg, rows)
+        return losses.sum() / mask.sum()
+
+    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    return state.apply_gradients(grads=grads), {"loss": loss}
+
+
+def train_lm(
+    texts: Sequence[str], settings: LMTraining, out: Path, *, quiet: bool = False
+) -> tuple[ModelConfig, ModelWeights, Tokenizer]:
+    """Trains tokenizer and model, or goes on where a run in `out` stopped.
+
+    Args:
+        texts: One story each.
+        settings: The run's settings.
+        out: Its directory, made by `prepare`.
+        quiet: No progress bar.
+
+    Returns:
+        Description, unprocessed weights and tokenizer.
+    """
+    cfg = settings.model()
+    file = out / "tokenizer.json"
+    if not file.is_file():
+        train_tokenizer(texts, settings.d_vocab).save(str(file))
+    tokenizer = read_tokenizer(file)
+    batches = Batches(rows_of(texts, tokenizer, settings.n_ctx), settings)
+    state = TrainState.create(
+        apply_fn=forward, params=init_params(settings), tx=optimiser(settings, len(batches))
+    )
+    state = train(
+        state, partial(update, cfg=cfg), batches, len(batches), out, label="language model", quiet=quiet
+    )
+    return cfg, completed(state.params, cfg), tokenizer

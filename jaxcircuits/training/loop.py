@@ -1,0 +1,119 @@
+"""One training loop: steps, metrics as JSONL, checkpoints, exact resume.
+
+A batch is a function of the step's number, so a resumed run sees what an uninterrupted one would.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.serialization import from_bytes, to_bytes
+from flax.training.train_state import TrainState
+
+from jaxcircuits.errors import InputError
+from jaxcircuits.files import read_json, write_bytes, write_json
+from jaxcircuits.progress import progress
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Makes the run's directory, or checks that the run in it is this one.
+
+    Raises:
+        InputError: It holds a run with other settings (the first difference is named), or something else.
+    """
+    file = out / "settings.json"
+    if overwrite:
+        for name in ("settings.json", "checkpoint.msgpack", "metrics.jsonl"):
+            (out / name).unlink(missing_ok=True)
+    if file.is_file():
+        old, new = read_json(file, "training run"), json.loads(json.dumps(settings))
+        different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+        if different:
+            key = different[0]
+            raise InputError(
+                f"{out} holds a training run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
+                "use its settings to resume it, pass --overwrite to start anew, or name another directory."
+            )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"the output {out} holds something that is not a training run; name another directory.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {out} ({error.strerror}); choose another place.") from None
+    write_json(file, settings)
+
+
+def train(
+    state: TrainState,
+    step: Step,
+    batch_at: Callable[[int], Any],
+    n_steps: int,
+    out: Path,
+    *,
+    label: str,
+    checkpoint_every: int = 200,
+    log_every: int = 20,
+    quiet: bool = False,
+) -> TrainState:
+    """Runs steps `state.step .. n_steps`, beginning with the newest checkpoint in `out`, if there is one.
+
+    Args:
+        state: The state before the first step; gives the checkpoint its structure.
+        step: One jitted update.
+        batch_at: The batch of a step.
+        n_steps: Steps in all.
+        out: Directory of `checkpoint.msgpack` and `metrics.jsonl`.
+        label: What the progress bar says.
+        checkpoint_every: Steps between checkpoints.
+        log_every: Steps between lines of metrics, which are means over these steps.
+        quiet: No progress bar.
+
+    Raises:
+        InputError: The checkpoint is damaged, or the loss is no longer finite.
+    """
+    checkpoint = out / "checkpoint.msgpack"
+    if checkpoint.is_file():
+        try:
+            state = from_bytes(state, checkpoint.read_bytes())
+        except Exception as error:  # msgpack and flax raise many kinds
+            raise InputError(f"{checkpoint} is damaged ({error}); delete it to start anew.") from None
+    start = int(state.step)
+    _cut_log(out / "metrics.jsonl", start)
+    pending: list[Metrics] = []
+    with progress(quiet) as bar, open(out / "metrics.jsonl", "a", encoding="utf-8") as log:
+        task = bar.add_task(label, total=n_steps, completed=start)
+        for number in range(start, n_steps):
+            state, metrics = step(state, batch_at(number))
+            pending.append(metrics)
+            done = number + 1
+            if done % log_every == 0 or done == n_steps:
+                means = {k: float(sum(float(m[k]) for m in pending) / len(pending)) for k in pending[0]}
+                pending.clear()
+                if not all(abs(v) < float("inf") for v in means.values()):
+                    raise InputError(f"training diverged at step {done} ({means}); lower the learning rate.")
+                log.write(json.dumps({"step": done, **means}) + "\n")
+                log.flush()
+                bar.update(task, completed=done, description=f"{label} · " + _short(means))
+            if done % checkpoint_every == 0 or done == n_steps:
+                os.fsync(log.fileno())
+                write_bytes(checkpoint, to_bytes(state))
+    return state
+
+
+def _short(means: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in list(means.items())[:4])
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drops what was logged after the checkpoint, which will be logged again."""
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        write_bytes(path, "".join(line + "\n" for line in kept).encode())

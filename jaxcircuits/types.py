@@ -1,0 +1,67 @@
+"""Weight trees, with the shape of every field.
+
+NamedTuples, because they are pytrees that carry annotations without checks in their constructor
+(JAX fills trees with things that are not arrays: `eval_shape`, shardings, `vmap` axes).
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float
+
+
+class NormWeights(NamedTuple):
+    """Scale and shift of one layer norm."""
+
+    w: Float[Array, "d_model"]
+    b: Float[Array, "d_model"]
+
+
+class AttentionWeights(NamedTuple):
+    """One attention layer, one matrix a head."""
+
+    W_Q: Float[Array, "head d_model d_head"]
+    W_K: Float[Array, "head d_model d_head"]
+    W_V: Float[Array, "head d_model d_head"]
+    W_O: Float[Array, "head d_head d_model"]
+    b_Q: Float[Array, "head d_head"]
+    b_K: Float[Array, "head d_head"]
+    b_V: Float[Array, "head d_head"]
+    b_O: Float[Array, "d_model"]
+
+
+class MLPWeights(NamedTuple):
+    """One MLP."""
+
+    W_in: Float[Array, "d_model d_mlp"]
+    b_in: Float[Array, "d_mlp"]
+    W_out: Float[Array, "d_mlp d_model"]
+    b_out: Float[Array, "d_model"]
+
+
+class BlockWeights(NamedTuple):
+    """One transformer block. A norm is `None` once it has been folded into what reads it."""
+
+    ln1: NormWeights | None
+    attn: AttentionWeights
+    ln2: NormWeights | None
+    mlp: MLPWeights
+
+
+class ModelWeights(NamedTuple):
+    """A whole model. `W_U` is stored apart from `W_E` even where a checkpoint ties them."""
+
+    W_E: Float[Array, "d_vocab d_model"]
+    W_pos: Float[Array, "n_ctx d_model"]
+    blocks: tuple[BlockWeights, ...]
+    ln_final: NormWeights | None
+    W_U: Float[Array, "d_model d_vocab"]
+    b_U: Float[Array, "d_vocab"]
+
+
+class SAEWeights(NamedTuple):
+    """A sparse autoencoder: `feature_acts = act((x - b_dec) W_enc + b_enc)`, `sae_out = feature_acts W_dec + b_dec`."""
+
+    W_enc: Float[Array, "d_in d_sae"]
+    b_enc: Float[Array, "d_sae"]
+    W_dec: Float[Array, "d_sae d_in"]
+    b_dec: Float[Array, "d_in"]
