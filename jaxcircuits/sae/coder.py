@@ -45,7 +45,7 @@ def encode(sae: SAE, x: Float[Array, "... d_in"]) -> Float[Array, "... d_sae"]:
     >>> feature_acts.shape == (sae.cfg.d_sae,) and bool((feature_acts >= 0).all())
     True
     """
-    return activation(sae.cfg.activation)(pre_activations(sae, x))
+    return activation(sae.cfg.activation).apply(pre_activations(sae, x))
 
 
 def decode(sae: SAE, features: Float[Array, "... d_sae"]) -> Float[Array, "... d_in"]:

@@ -1,0 +1,90 @@
+"""Edges and targets as columns, and as Arrow tables for people."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+Columns = dict[str, np.ndarray]
+"""Column name to values, all of one length; NaN in a float column stands for null."""
+
+EDGE_COLUMNS: dict[str, type] = {
+    "prompt": np.int32,
+    "target_pos": np.int32,
+    "target_feature": np.int32,
+    "source_pos": np.int32,
+    "source_feature": np.int32,
+    "gradient": np.float32,
+    "attribution": np.float32,
+    "source_act": np.float32,
+    "target_act": np.float32,
+    "cosine_similarity": np.float32,
+    "virtual_weight": np.float32,
+}
+"""One row an edge. `gradient`: d target / d source. `attribution`: gradient x source activation."""
+
+TARGET_COLUMNS: dict[str, type] = {
+    "prompt": np.int32,
+    "target_pos": np.int32,
+    "target_feature": np.int32,
+    "activation": np.float32,
+    "pre_activation": np.float32,
+    "edges": np.int32,
+    "edges_cut": np.int32,
+    "attribution_sum": np.float32,
+    "attribution_cut": np.float32,
+}
+"""One row a target: how many edges are listed and their sum, how many `top_n` cut and theirs."""
+
+_NULLABLE = ("cosine_similarity", "virtual_weight")
+
+
+def empty(columns: Mapping[str, type]) -> Columns:
+    """No rows."""
+    return {name: np.zeros(0, dtype) for name, dtype in columns.items()}
+
+
+def concatenate(parts: Iterable[Columns], columns: Mapping[str, type]) -> Columns:
+    """Rows of all parts, in order."""
+    parts = list(parts)
+    if not parts:
+        return empty(columns)
+    return {name: np.concatenate([part[name] for part in parts]) for name in columns}
+
+
+def to_arrow(part: Columns, columns: Mapping[str, type]) -> "pa.Table":
+    """The columns as an Arrow table in the contract's types."""
+    import pyarrow as pa
+
+    def array(name: str, dtype: type):
+        values = part[name].astype(dtype, copy=False)
+        mask = np.isnan(values) if name in _NULLABLE else None
+        return pa.array(values, mask=mask)
+
+    return pa.table({name: array(name, dtype) for name, dtype in columns.items()})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `attribute` returns.
+
+    Attributes:
+        edges: Arrow table, one row an edge (`EDGE_COLUMNS`).
+        targets: Arrow table, one row a target (`TARGET_COLUMNS`).
+        prompts: Arrow table, one row a prompt: `prompt`, `text`, `tokens`, `token_strings`.
+        settings: What was asked for and what was used.
+    """
+
+    edges: "pa.Table"
+    targets: "pa.Table"
+    prompts: "pa.Table"
+    settings: Mapping[str, Any]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The edges as a pandas frame."""
+        return self.edges.to_pandas()
