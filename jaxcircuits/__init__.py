@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from jaxcircuits.attribution import Result, Settings, attribute
+from jaxcircuits.bulk import Run, load_run
 from jaxcircuits.bundle import Bundle, load_bundle, load_sae, save_bundle
 from jaxcircuits.config import ModelConfig, SAEConfig
 from jaxcircuits.corpus import read_corpus
@@ -18,6 +19,7 @@ __all__ = [
     "InputError",
     "ModelConfig",
     "Result",
+    "Run",
     "SAEConfig",
     "Settings",
     "attribute",
@@ -26,6 +28,7 @@ __all__ = [
     "forward",
     "hook_names",
     "load_bundle",
+    "load_run",
     "load_sae",
     "pre_activations",
     "process_weights",

@@ -180,8 +180,8 @@ def write_manifest(path: Path, source: Mapping[str, Any]) -> None:
         path / "manifest.json",
         {
             "schema": SCHEMA,
-            **source,
             "command": shlex.join(["jaxcircuits", *sys.argv[1:]]),
+            **source,
             "jaxcircuits": version("jaxcircuits"),
             "sha256": {name: sha256(path / name) for name in files if name != "manifest.json"},
         },

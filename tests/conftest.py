@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.typechecker  # noqa: F401  (the hook below looks it up by name)
+
 # Before anything imports the package: shapes and dtypes of annotated signatures are checked at each call.
-install_import_hook("jaxcircuits", "beartype.beartype")
+install_import_hook("jaxcircuits", "tests.typechecker.check")
 
 
 @pytest.fixture

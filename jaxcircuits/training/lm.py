@@ -1,7 +1,6 @@
 """Training of a small GPT-Neo: its own byte-level BPE, one story a row, rows of like length together."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,68 +17,10 @@ from jaxcircuits.bundle import read_tokenizer
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.corpus import END_OF_TEXT
 from jaxcircuits.errors import InputError
-from jaxcircuits.model import forward
+from jaxcircuits.model import Edits, forward
 from jaxcircuits.training.loop import Metrics, train
+from jaxcircuits.training.settings import LMTraining
 from jaxcircuits.types import AttentionWeights, BlockWeights, MLPWeights, ModelWeights, NormWeights
-
-
-@dataclass(frozen=True)
-class LMTraining:
-    """Everything a language-model run depends on, besides its text.
-
-    Attributes:
-        d_model: Width of the residual stream.
-        n_layers: Blocks, alternating global and local attention, global first.
-        n_heads: Attention heads; `d_head` is `d_model / n_heads`.
-        d_vocab: Vocabulary of the byte-level BPE that is trained first.
-        n_ctx: Longest row, in tokens.
-        window: Keys a local layer's query sees.
-        epochs: Passes over the text.
-        batch_tokens: Tokens a step, padding included.
-        muon_lr: Peak learning rate of Muon, which updates the matrices of the blocks.
-        adam_lr: Peak learning rate of Adam, which updates the rest.
-        weight_decay: Decoupled weight decay of both.
-        warmup: Share of the steps in which the rate rises.
-        seed: Initial weights and order of the text.
-    """
-
-    d_model: int = 192
-    n_layers: int = 2
-    n_heads: int = 6
-    d_vocab: int = 4096
-    n_ctx: int = 512
-    window: int = 32
-    epochs: float = 4.0
-    batch_tokens: int = 8192
-    muon_lr: float = 0.02
-    adam_lr: float = 0.003
-    weight_decay: float = 0.05
-    warmup: float = 0.03
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.d_model % self.n_heads:
-            raise InputError(f"n_heads must divide d_model, got {self.n_heads} and {self.d_model}.")
-        if self.d_vocab < 257:
-            raise InputError(f"d_vocab must hold 256 bytes and {END_OF_TEXT}, so at least 257, got {self.d_vocab}.")
-        if self.batch_tokens < self.n_ctx:
-            raise InputError(f"batch_tokens must hold one row of {self.n_ctx} tokens, got {self.batch_tokens}.")
-
-    def model(self) -> ModelConfig:
-        """The model this run trains."""
-        return ModelConfig(
-            n_layers=self.n_layers,
-            d_model=self.d_model,
-            n_heads=self.n_heads,
-            d_head=self.d_model // self.n_heads,
-            d_mlp=4 * self.d_model,
-            d_vocab=self.d_vocab,
-            n_ctx=self.n_ctx,
-            attention=tuple("local" if layer % 2 else "global" for layer in range(self.n_layers)),
-            window=self.window,
-            bos_token_id=0,
-            tied_unembedding=True,
-        )
 
 
 def train_tokenizer(texts: Iterable[str], d_vocab: int) -> Tokenizer:
@@ -202,11 +143,11 @@ def completed(params: ModelWeights, cfg: ModelConfig) -> ModelWeights:
 
 
 def nll(
-    params: ModelWeights, cfg: ModelConfig, rows: Int[Array, "batch row"]
+    params: ModelWeights, cfg: ModelConfig, rows: Int[Array, "batch row"], edits: Edits | None = None
 ) -> tuple[Float[Array, "batch pos"], Float[Array, "batch pos"]]:
     """Negative log-likelihood of each next token in nats, and 1 where there is one (0 in the padding)."""
     inputs, targets = jnp.maximum(rows[:, :-1], 0), rows[:, 1:]
-    logits, _ = forward(params, cfg, inputs)
+    logits, _ = forward(params, cfg, inputs, edits=edits)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
     mask = (targets >= 0).astype(losses.dtype)
     return losses * mask, mask

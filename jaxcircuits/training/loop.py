@@ -29,7 +29,7 @@ def prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """
     file = out / "settings.json"
     if overwrite:
-        for name in ("settings.json", "checkpoint.msgpack", "metrics.jsonl"):
+        for name in ("settings.json", "checkpoint.msgpack", "metrics.jsonl", "tokenizer.json"):
             (out / name).unlink(missing_ok=True)
     if file.is_file():
         old, new = read_json(file, "training run"), json.loads(json.dumps(settings))

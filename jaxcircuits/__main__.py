@@ -1,0 +1,5 @@
+"""`python -m jaxcircuits`."""
+
+from jaxcircuits.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,82 @@
+"""Printed tables."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxcircuits.attribution.edges import Columns
+from jaxcircuits.bundle import Bundle
+
+
+def print_tables(*tables: Table) -> None:
+    """Prints tables to standard output; where that is a file or a pipe, wide enough that nothing is cut."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    for table in tables:
+        table.box = box.SIMPLE_HEAD
+        console.print(table)
+
+
+def edge_table(bundle: Bundle, prompts: Sequence[np.ndarray], edges: Columns) -> Table:
+    """Edges as a person reads them: which token, which feature, which values."""
+    table = Table(title="Strongest edges, by |attribution|", title_justify="left")
+    several = len(prompts) > 1
+    if several:
+        table.add_column("prompt", justify="right")
+    for name in ("source token", "target token"):
+        table.add_column(name)
+        table.add_column("feature", justify="right")
+    for name in ("source act", "target act", "gradient", "attribution", "cosine"):
+        table.add_column(name, justify="right")
+
+    def token(row: int, pos: int) -> str:
+        strings = bundle.token_strings(prompts[row][max(0, pos - 2) : pos + 1])
+        before, here = "".join(strings[:-1]), strings[-1]
+        return f"{pos} [dim]{escape(_one_line(before))}[/dim][bold]{escape(_one_line(here))}[/bold]"
+
+    for i in range(len(edges["prompt"])):
+        row = int(edges["prompt"][i])
+        cells = [str(row)] if several else []
+        for end in ("source", "target"):
+            cells += [token(row, int(edges[f"{end}_pos"][i])), str(edges[f"{end}_feature"][i])]
+        cosine = edges["cosine_similarity"][i]
+        values = [f"{edges[n][i]:.3f}" for n in ("source_act", "target_act")]
+        values += [f"{edges[n][i]:+.4f}" for n in ("gradient", "attribution")]
+        table.add_row(*cells, *values, "" if np.isnan(cosine) else f"{cosine:+.3f}")
+    return table
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", "⏎")
+
+
+def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
+    """What a bundle holds: model, SAEs, origin, device."""
+    cfg = bundle.cfg
+    model = Table("model", "", title=str(bundle.path), title_justify="left")
+    parameters = sum(w.size for w in jax.tree.leaves(bundle.params)) - (
+        bundle.params.W_U.size + bundle.params.b_U.size if cfg.tied_unembedding else 0
+    )
+    device = jax.devices()[0]
+    for name, value in (
+        ("family", cfg.family),
+        ("parameters", f"{parameters:,}"),
+        ("layers", f"{cfg.n_layers} ({', '.join(cfg.attention)}; window {cfg.window})"),
+        ("d_model, heads, d_mlp", f"{cfg.d_model}, {cfg.n_heads} × {cfg.d_head}, {cfg.d_mlp}"),
+        ("vocabulary, context", f"{cfg.d_vocab:,}, {cfg.n_ctx}"),
+        ("tokenizer", "yes, BOS first" if bundle.tokenizer is not None else "none: takes token ids"),
+        ("weight processing", ", ".join(cfg.processing) or "none"),
+        *((k, str(v)) for k, v in bundle.manifest.items() if k not in ("schema", "sha256")),
+        ("runs on", f"{device.platform} ({device.device_kind}) × {jax.device_count()}"),
+    ):
+        model.add_row(name, escape(value))
+    saes = Table("SAE", "hook point", "d_in", "d_sae", "activation", title="Autoencoders", title_justify="left")
+    for name, sae in bundle.saes.items():
+        saes.add_row(escape(name), sae.cfg.hook_name, str(sae.cfg.d_in), str(sae.cfg.d_sae), sae.cfg.activation)
+    return model, saes

@@ -1,0 +1,139 @@
+"""What a model's hook points hold on many stories: padded batches, and a shuffled buffer that a step number fixes."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxcircuits.bundle import Bundle
+from jaxcircuits.config import ModelConfig
+from jaxcircuits.corpus import END_OF_TEXT
+from jaxcircuits.errors import InputError
+from jaxcircuits.model import forward
+from jaxcircuits.training.lm import Batches, rows_of
+from jaxcircuits.training.settings import LMTraining, SAETraining
+from jaxcircuits.types import ModelWeights
+
+FORWARD_TOKENS = 8192
+"""Tokens a forward pass, padding included: large enough for the cores, small enough for the logits."""
+
+Row = Int[np.ndarray, "row"]
+
+
+def bundle_rows(bundle: Bundle, texts: Sequence[str]) -> list[Row]:
+    """The rows of texts for a bundle's model, as `rows_of` makes them.
+
+    Raises:
+        InputError: The bundle has no tokenizer, or its BOS is not `<|endoftext|>`.
+    """
+    if bundle.tokenizer is None:
+        raise InputError("this bundle has no tokenizer, so it cannot read text; convert it with its tokenizer.")
+    bos = bundle.tokenizer.token_to_id(END_OF_TEXT)
+    if bos is None or bos != bundle.cfg.bos_token_id:
+        raise InputError(
+            f"expected a model whose BOS token is {END_OF_TEXT} (id {bos}), got id {bundle.cfg.bos_token_id}; "
+            "convert it with the tokenizer it was trained with."
+        )
+    return rows_of(texts, bundle.tokenizer, bundle.cfg.n_ctx)
+
+
+def padded_batches(
+    rows: Sequence[Row], n_ctx: int, batch_tokens: int = FORWARD_TOKENS
+) -> Iterator[tuple[Int[np.ndarray, "n"], Int[np.ndarray, "batch row"]]]:
+    """Rows of like length together, each exactly once.
+
+    Lengths are padded up to a multiple of `n_ctx / 8` and batches to one size a length, so at most eight
+    shapes are compiled.
+
+    Yields:
+        Which rows a batch holds, and the batch: -1 where a row has ended, and in rows that only fill it up.
+    """
+    step = max(1, n_ctx // 8)
+    padded = np.array([-(-(len(row) - 1) // step) * step for row in rows])
+    for length in np.unique(padded):
+        members = np.flatnonzero(padded == length)
+        size = max(1, batch_tokens // int(length))
+        for i in range(0, len(members), size):
+            chosen = members[i : i + size]
+            batch = np.full((size, int(length) + 1), -1, np.int32)
+            for j, member in enumerate(chosen):
+                batch[j, : len(rows[member])] = rows[member]
+            yield chosen, batch
+
+
+@partial(jax.jit, static_argnames=("cfg", "hook_name"))
+def hook_values(
+    params: ModelWeights, cfg: ModelConfig, tokens: Int[Array, "batch pos"], hook_name: str
+) -> Float[Array, "batch pos d_in"]:
+    """The value of one hook point at each token, heads laid side by side."""
+    _, acts = forward(params, cfg, tokens, taps=(hook_name,), logits_at=None)
+    return acts[hook_name].reshape(*tokens.shape, -1)
+
+
+class ActivationBuffer:
+    """Batches of a hook's values at tokens of many stories, in an order that depends on seed and step alone.
+
+    One block of stories is in memory at a time. It is computed again after a resume, so nothing of it
+    has to be stored. BOS is in it as often as in the text.
+    """
+
+    def __init__(self, bundle: Bundle, hook_name: str, rows: Sequence[Row], settings: SAETraining) -> None:
+        self._bundle, self._hook_name, self._rows, self._settings = bundle, hook_name, rows, settings
+        self._block_steps = settings.buffer_tokens // settings.batch_tokens
+        self._n_steps = settings.reconstruction_steps
+        self._blocks = self._plan(-(-max(1, self._n_steps) // self._block_steps))
+        self._held: int | None = None
+        self._values: np.ndarray = np.zeros((0, 0), np.float32)
+
+    def _plan(self, n_blocks: int) -> list[list[int]]:
+        """The rows of each block: epoch after epoch in random order, each block until it has enough tokens."""
+        blocks: list[list[int]] = []
+        block: list[int] = []
+        tokens, epoch = 0, 0
+        while True:
+            for i in np.random.default_rng([self._settings.seed, epoch]).permutation(len(self._rows)):
+                block.append(int(i))
+                tokens += len(self._rows[i]) - 1
+                if tokens >= self._settings.buffer_tokens:
+                    blocks.append(block)
+                    block, tokens = [], 0
+                    if len(blocks) == n_blocks:
+                        return blocks
+            epoch += 1
+
+    def __len__(self) -> int:
+        return self._n_steps
+
+    def __call__(self, step: int) -> Float[np.ndarray, "batch d_in"]:
+        """The values of a step."""
+        block, within = divmod(step, self._block_steps)
+        if block != self._held:
+            self._values, self._held = self._compute(block), block
+        size = self._settings.batch_tokens
+        return self._values[within * size : (within + 1) * size]
+
+    def _compute(self, block: int) -> Float[np.ndarray, "tokens d_in"]:
+        rows = [self._rows[i] for i in self._blocks[block]]
+        values = []
+        for _, batch in padded_batches(rows, self._bundle.cfg.n_ctx):
+            inputs = np.maximum(batch[:, :-1], 0)
+            acts = hook_values(self._bundle.params, self._bundle.cfg, inputs, self._hook_name)
+            values.append(np.asarray(acts)[batch[:, 1:] >= 0])
+        every = np.concatenate(values)
+        order = np.random.default_rng([self._settings.seed, block, 1]).permutation(len(every))
+        return every[order[: self._settings.buffer_tokens]]
+
+
+class StoryBatches:
+    """Batches of whole rows of like length, in an order that depends on seed and step alone."""
+
+    def __init__(self, rows: Sequence[Row], n_ctx: int, settings: SAETraining) -> None:
+        size = max(settings.batch_tokens, n_ctx)
+        lm = LMTraining(n_ctx=n_ctx, batch_tokens=size, epochs=1, seed=settings.seed + 1)
+        self._batches = Batches(rows, lm)
+
+    def __call__(self, step: int) -> Int[np.ndarray, "batch row"]:
+        """The rows of a step; -1 where a row has ended. After the last batch the first comes again."""
+        return self._batches(step % len(self._batches))

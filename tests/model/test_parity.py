@@ -1,0 +1,123 @@
+"""The forward pass and the weight processing against TransformerLens, run live, and once against Hugging Face."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcircuits.config import PROCESSING_STEPS, ModelConfig
+from jaxcircuits.model import forward, hook_names, process_weights
+from tests.helpers import assert_close, random_params, random_tokens, tiny_config
+from tests.oracle import STEP_FLAGS, hugging_face_model, oracle_cache, torch_state, transformer_lens_model
+
+pytestmark = pytest.mark.torch
+
+SHAPES: dict[str, tuple[dict, tuple[int, ...]]] = {
+    "past the window, up to n_ctx": ({}, (2, 16)),
+    "within the window": ({}, (1, 4)),
+    "one past the window": ({}, (1, 5)),
+    "one token": ({}, (1, 1)),
+    "one local layer, window 1": ({"attention": ("local",), "window": 1}, (2, 9)),
+    "one global layer, one head": ({"attention": ("global",), "n_heads": 1, "d_head": 7}, (2, 9)),
+    "three layers, window 2": ({"attention": ("local", "global", "local"), "window": 2}, (2, 11)),
+    "window n_ctx, tied": ({"attention": ("local", "local"), "window": 16, "tied_unembedding": True}, (2, 16)),
+    "window n_ctx - 1": ({"attention": ("global", "local"), "window": 15}, (1, 16)),
+    "five heads, not d_model wide": ({"n_heads": 5, "d_head": 3, "d_model": 10, "eps": 1e-3}, (2, 13)),
+    "no BOS, d_mlp below d_model": ({"bos_token_id": None, "d_mlp": 6}, (3, 7)),
+}
+cases = pytest.mark.parametrize("name", list(SHAPES))
+
+
+def _case(name: str) -> tuple[ModelConfig, jax.Array, int]:
+    overrides, shape = SHAPES[name]
+    cfg = tiny_config(**overrides)
+    seed = list(SHAPES).index(name)
+    return cfg, random_tokens(cfg, *shape, seed=seed), seed
+
+
+def _compare(params, cfg: ModelConfig, tokens: jax.Array, model) -> None:
+    """Logits, log-probabilities and every hook activation."""
+    logits, acts = forward(params, cfg, tokens, taps=hook_names(cfg))
+    assert logits is not None
+    their_logits, cache = oracle_cache(model, tokens)
+    assert set(cache) == set(acts) == set(hook_names(cfg))
+    for hook, value in acts.items():
+        assert_close(value, cache[hook], "oracle", hook)
+    assert_close(logits, their_logits, "oracle", "logits")
+    log_probs = jax.nn.log_softmax(jnp.asarray(their_logits, logits.dtype))
+    assert_close(jax.nn.log_softmax(logits), log_probs, "oracle", "log-probabilities")
+
+
+@cases
+def test_unprocessed_float32(name: str) -> None:
+    cfg, tokens, seed = _case(name)
+    params = random_params(cfg, seed)
+    _compare(params, cfg, tokens, transformer_lens_model(cfg, params, steps=()))
+
+
+@cases
+def test_unprocessed_float64(name: str, x64: None) -> None:
+    cfg, tokens, seed = _case(name)
+    params = random_params(cfg, seed, jnp.float64)
+    _compare(params, cfg, tokens, transformer_lens_model(cfg, params, steps=(), dtype="float64"))
+
+
+@cases
+def test_processed_float32(name: str) -> None:
+    cfg, tokens, seed = _case(name)
+    params = random_params(cfg, seed)
+    model = transformer_lens_model(cfg, params)
+    _compare(process_weights(params, PROCESSING_STEPS), cfg, tokens, model)
+
+
+@pytest.mark.parametrize("steps", [PROCESSING_STEPS[:n] for n in range(1, 5)], ids=lambda s: s[-1])
+@pytest.mark.parametrize("name", ["past the window, up to n_ctx", "three layers, window 2", "window n_ctx, tied"])
+def test_processed_weights_key_by_key(name: str, steps: tuple[str, ...]) -> None:
+    cfg, _, seed = _case(name)
+    params = random_params(cfg, seed)
+    theirs = transformer_lens_model(cfg, params, steps=steps).state_dict()
+    ours = torch_state(process_weights(params, steps))
+    buffers = ("attn.mask", "attn.IGNORE")
+    assert set(ours) == {key for key in theirs if not key.endswith(buffers)}
+    raw = torch_state(params)
+    for key, value in ours.items():
+        if not theirs[key].any():
+            assert not value.any(), key
+        elif key.endswith("b_O") or key.endswith("b_U"):
+            # A sum of terms that may cancel: the unit is the sum's largest entry, or what went into it.
+            bound = 2e-5 * max(float(theirs[key].abs().max()), float(raw[key].abs().max()))
+            assert float((value - theirs[key]).abs().max()) <= bound, key
+        else:
+            assert_close(value.numpy(), theirs[key].numpy(), "oracle", key)
+    assert set(STEP_FLAGS) == set(PROCESSING_STEPS)
+
+
+def test_raw_logits_agree_with_hugging_face() -> None:
+    cfg = tiny_config(attention=("global", "local", "local"), d_mlp=48, tied_unembedding=True)
+    params = random_params(cfg, 5)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    blocks = tuple(  # GPT-Neo has no biases here
+        b._replace(attn=b.attn._replace(b_Q=z.attn.b_Q, b_K=z.attn.b_K, b_V=z.attn.b_V))
+        for b, z in zip(params.blocks, zero.blocks, strict=True)
+    )
+    params = params._replace(blocks=blocks, b_U=zero.b_U)
+    import torch
+
+    tokens = random_tokens(cfg, 2, 16, seed=1)
+    theirs = hugging_face_model(cfg, params)(torch.tensor(np.asarray(tokens), dtype=torch.long)).logits
+    logits, _ = forward(params, cfg, tokens)
+    assert logits is not None
+    assert_close(logits, theirs, "oracle", "logits")
+    processed, _ = forward(process_weights(params, PROCESSING_STEPS), cfg, tokens)
+    assert processed is not None
+    assert_close(jax.nn.log_softmax(processed), theirs.log_softmax(-1), "oracle", "log-probabilities")
+
+
+@pytest.mark.slow
+def test_full_size() -> None:
+    """The original's widths; only the vocabulary and the context are small."""
+    cfg = tiny_config(d_model=1024, n_heads=16, d_head=64, d_mlp=4096, d_vocab=1000, n_ctx=128, window=24)
+    params = random_params(cfg, 3)
+    tokens = random_tokens(cfg, 1, 40, seed=3)
+    _compare(params, cfg, tokens, transformer_lens_model(cfg, params, steps=()))
+    _compare(process_weights(params, PROCESSING_STEPS), cfg, tokens, transformer_lens_model(cfg, params))

@@ -1,0 +1,90 @@
+"""Training of a language model: it learns, resumes exactly and refuses another run's directory."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcircuits.bundle import load_bundle
+from jaxcircuits.errors import InputError
+from jaxcircuits.training import loop
+from jaxcircuits.training.lm import Batches, init_params, optimiser, rows_of, train_tokenizer, update
+from jaxcircuits.training.runs import run_lm
+from tests.training.conftest import LM, changed
+
+
+@pytest.fixture
+def corpus(stories) -> str:
+    Path("train.txt").write_text("\n<|endoftext|>\n".join(stories))
+    return "train.txt"
+
+
+def test_run_lowers_the_loss_and_writes_a_bundle(corpus):
+    run_lm(corpus, LM, "run", quiet=True)
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert Path("run/metrics.png").stat().st_size > 0
+    bundle = load_bundle("run/bundle", processed=False)
+    assert bundle.cfg.d_vocab == LM.d_vocab
+    np.testing.assert_array_equal(bundle.params.W_U, bundle.params.W_E.T)
+    assert bundle.manifest["training"]["lm"]["seed"] == LM.seed
+
+
+def test_resumed_run_equals_an_uninterrupted_one(stories):
+    tokenizer = train_tokenizer(stories, LM.d_vocab)
+    batches = Batches(rows_of(stories, tokenizer, LM.n_ctx), LM)
+    step = jax.tree_util.Partial(update, cfg=LM.model())
+
+    def start():
+        return loop.TrainState.create(apply_fn=None, params=init_params(LM), tx=optimiser(LM, len(batches)))
+
+    def run(out: str, n_steps: int):
+        Path(out).mkdir(exist_ok=True)
+        return loop.train(
+            start(), step, batches, n_steps, Path(out), label="", checkpoint_every=3, log_every=2, quiet=True
+        )
+
+    whole = run("whole", 8)
+    run("parts", 5)
+    with open("parts/metrics.jsonl", "a") as log:
+        log.write('{"step": 7, "loss": 0.0}\n')  # logged after the checkpoint, then killed
+    resumed = run("parts", 8)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    steps = [json.loads(line)["step"] for line in Path("parts/metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 5, 6, 8]
+
+
+def test_other_settings_at_the_same_place_are_refused_by_name(corpus, stories):
+    short = changed(LM, epochs=0.5)
+    run_lm(corpus, short, "run", quiet=True)
+    with pytest.raises(InputError, match=r"seed=0, not 1"):
+        run_lm(corpus, changed(short, seed=1), "run", quiet=True)
+    Path("train.txt").write_text("\n<|endoftext|>\n".join(stories[1:]))
+    with pytest.raises(InputError, match="corpus_sha256"):
+        run_lm(corpus, short, "run", quiet=True)
+    run_lm(corpus, changed(short, seed=1), "run", overwrite=True, quiet=True)
+    assert json.loads(Path("run/settings.json").read_text())["seed"] == 1
+
+
+def test_a_directory_with_other_things_and_a_damaged_checkpoint_are_refused(corpus):
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not a training run"):
+        run_lm(corpus, LM, "mine", quiet=True)
+    short = changed(LM, epochs=0.5)
+    run_lm(corpus, short, "run", quiet=True)
+    Path("run/checkpoint.msgpack").write_bytes(b"\x00damaged")
+    with pytest.raises(InputError, match="damaged"):
+        run_lm(corpus, short, "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"n_heads": 5}, "n_heads must divide"), ({"d_vocab": 100}, "d_vocab"), ({"batch_tokens": 8}, "batch_tokens")],
+)
+def test_impossible_settings_are_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        changed(LM, **fields)

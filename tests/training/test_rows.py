@@ -1,0 +1,58 @@
+"""Rows, batches and the buffer of activations."""
+
+import numpy as np
+
+from jaxcircuits.training.activations import ActivationBuffer, bundle_rows, padded_batches
+from jaxcircuits.training.lm import Batches, rows_of
+from tests.training.conftest import LM, SAE, changed
+
+
+def test_rows_hold_every_token_once_as_a_target(bundle, words):
+    rows = rows_of(words, bundle.tokenizer, 16)
+    targets = np.concatenate([row[1:] for row in rows])
+    expected = [[*bundle.tokenizer.encode(text).ids, 0] for text in words]
+    assert targets.tolist() == [token for ids in expected for token in ids]
+    assert all(row[0] == 0 and 2 <= len(row) <= 17 for row in rows)
+    assert len(rows) > len(words)  # long texts went on in further rows
+
+
+def test_batches_visit_a_row_at_most_once_an_epoch_and_depend_on_the_seed(bundle, words):
+    # The rows' own number as content shows which were taken.
+    rows = [np.full(len(row), i, np.int32) for i, row in enumerate(rows_of(words, bundle.tokenizer, 16))]
+    once = Batches(rows, changed(LM, epochs=1.0))
+    seen = [int(row[0]) for step in range(len(once)) for row in once(step)]
+    assert len(seen) == len(set(seen)) > len(rows) / 2
+    twice = Batches(rows, changed(LM, epochs=2.0))
+    assert len(twice) == 2 * len(once)
+    np.testing.assert_array_equal(twice(3), once(3))
+    other = Batches(rows, changed(LM, epochs=1.0, seed=1))
+    assert [other(i).tolist() for i in range(len(other))] != [once(i).tolist() for i in range(len(once))]
+
+
+def test_padded_batches_hold_every_row_exactly_once(bundle, words):
+    rows = bundle_rows(bundle, words)
+    found = {}
+    for members, batch in padded_batches(rows, 16, batch_tokens=40):
+        assert (batch[len(members) :] == -1).all()
+        for member, row in zip(members, batch, strict=False):
+            assert int(member) not in found
+            found[int(member)] = row[row >= 0]
+    assert sorted(found) == list(range(len(rows)))
+    for i, row in enumerate(rows):
+        np.testing.assert_array_equal(found[i], row)
+
+
+def test_buffer_depends_on_the_step_only_and_holds_the_hook_s_values(bundle, words):
+    rows = bundle_rows(bundle, words)
+    hook = "blocks.1.mlp.hook_post"
+    forwards, jumping = (ActivationBuffer(bundle, hook, rows, SAE) for _ in range(2))
+    inorder = [forwards(step) for step in range(10)]
+    for step in (7, 2, 9):
+        np.testing.assert_array_equal(jumping(step), inorder[step])
+    assert not np.array_equal(inorder[0], inorder[4])
+
+    from jaxcircuits.model import forward
+
+    every = np.concatenate([forward(bundle.params, bundle.cfg, r[:-1], taps=(hook,))[1][hook] for r in rows])
+    nearest = [np.abs(every - value).max(1).min() for value in inorder[0][:16]]
+    assert max(nearest) < 1e-5 * np.abs(every).max()

@@ -1,0 +1,135 @@
+"""Training of autoencoders: it learns, steers L0, keeps decoder rows at norm 1 and resumes exactly."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcircuits.bundle import load_bundle, save_bundle
+from jaxcircuits.errors import InputError
+from jaxcircuits.sae import encode, reconstruct
+from jaxcircuits.training import loop
+from jaxcircuits.training import sae as sae_module
+from jaxcircuits.training.activations import ActivationBuffer, bundle_rows
+from jaxcircuits.training.runs import run_sae
+from jaxcircuits.training.sae import _resampled, initial_state, raw_weights, reconstruction_update, train_sae
+from jaxcircuits.types import SAEWeights
+from tests.helpers import assert_close
+from tests.training.conftest import SAE, changed
+
+HOOK = "blocks.0.mlp.hook_post"
+
+
+def log_of(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def run(bundle, words, tmp_path):
+    def run(name: str, **fields):
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        return train_sae(bundle, HOOK, words, changed(SAE, **fields), out, quiet=True), out
+
+    return run
+
+
+def test_training_lowers_the_error_and_keeps_unit_rows(run):
+    sae, out = run("dense", tokens=64 * 120, l0=20.0)
+    log = log_of(out)
+    assert log[-1]["unexplained"] < 0.6 * log[0]["unexplained"]
+    assert 0 < log[-1]["kl"]  # the second phase ran
+    assert_close(jnp.linalg.norm(sae.weights.W_dec, axis=1), np.ones(sae.cfg.d_sae), "methods")
+
+
+def test_l0_goes_where_it_is_sent_and_the_coefficient_pushes_that_way(run):
+    final = {}
+    for l0 in (4.0, 14.0):
+        _, out = run(f"l0-{l0}", tokens=64 * 160, l0=l0)
+        final[l0] = log_of(out)[-1]
+    assert abs(final[4.0]["l0"] - 4) < 2 < abs(final[14.0]["l0"] - 4)
+    assert final[4.0]["sparsity"] > final[14.0]["sparsity"]
+
+
+def test_resumed_run_equals_an_uninterrupted_one(run, monkeypatch):
+    every_three = loop.train.__kwdefaults__ | {"checkpoint_every": 3}
+    monkeypatch.setattr(loop.train, "__kwdefaults__", every_three)
+    whole, _ = run("whole")
+    calls = {"left": 29}  # in the second phase, between two checkpoints
+
+    for name in ("reconstruction_update", "spliced_update"):
+        original = getattr(sae_module, name)
+
+        def counted(*args, original=original, **kwargs):
+            calls["left"] -= 1
+            if calls["left"] == 0:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(sae_module, name, counted)
+    with pytest.raises(KeyboardInterrupt):
+        run("parts")
+    resumed, _ = run("parts")
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_stored_weights_reconstruct_raw_values_as_the_training_did_scaled_ones(bundle, words):
+    from jaxcircuits.sae import SAE as Coder
+    from jaxcircuits.config import SAEConfig
+    from jaxcircuits.training.sae import _reconstruct
+
+    buffer = ActivationBuffer(bundle, HOOK, bundle_rows(bundle, words), SAE)
+    state = initial_state(bundle, HOOK, buffer, SAE)
+    for step in range(3):
+        state, _ = reconstruction_update(state, buffer(step), SAE)
+    x = jnp.asarray(buffer(5))
+    scaled, feature_acts = _reconstruct(state.params, (x - state.mean) / state.scale)
+    sae = Coder(raw_weights(state), SAEConfig(x.shape[1], 2 * x.shape[1], HOOK))
+    assert_close(reconstruct(sae, x), scaled * state.scale + state.mean, "methods")
+    assert_close(encode(sae, x), feature_acts * state.scale, "methods")
+
+
+def test_first_state_has_no_dead_feature_and_resampling_revives_the_dead(bundle, words):
+    buffer = ActivationBuffer(bundle, HOOK, bundle_rows(bundle, words), SAE)
+    state = initial_state(bundle, HOOK, buffer, SAE)
+    x = jnp.concatenate([jnp.asarray(buffer(step)) for step in range(4)])
+    x = (x - state.mean) / state.scale
+    weights: SAEWeights = state.params
+    assert bool((((x @ weights.W_enc) + weights.b_enc) > 0).any(0).all())
+
+    dead = jnp.arange(len(weights.b_enc)) % 4 == 0
+    silenced = state.replace(params=weights._replace(b_enc=jnp.where(dead, -1e3, weights.b_enc)))
+    revived = _resampled(silenced, dead, x, x)
+    on = ((x @ revived.params.W_enc) + revived.params.b_enc > 0).any(0)
+    assert bool(on[dead].all())
+    np.testing.assert_array_equal(revived.params.W_enc[:, ~dead], weights.W_enc[:, ~dead])
+    assert int(revived.silent[dead].max()) == 0
+
+
+def test_run_writes_a_bundle_and_refuses_another_model_or_hooks(bundle, words):
+    Path("train.txt").write_text("\n".join(words))
+    save_bundle("model", bundle.cfg, bundle.params, {}, bundle.tokenizer, source={"source": "random"})
+    path = run_sae("model", None, "train.txt", SAE, "run", quiet=True)
+    made = load_bundle(path, processed=False)
+    assert list(made.saes) == ["blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post"]
+    assert made.manifest["source"] == "random"
+    assert made.manifest["training"]["sae"]["l0"] == SAE.l0
+    for a, b in zip(jax.tree.leaves(made.params), jax.tree.leaves(bundle.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(InputError, match="hook_names"):
+        run_sae("model", [HOOK], "train.txt", SAE, "run", quiet=True)
+    with pytest.raises(InputError, match="no hook point"):
+        run_sae("model", ["blocks.7.mlp.hook_post"], "train.txt", SAE, "run2", quiet=True)
+    with pytest.raises(InputError, match="name each once"):
+        run_sae("model", [HOOK, HOOK], "train.txt", SAE, "run2", quiet=True)
+    assert not Path("run2").exists()
+
+
+@pytest.mark.parametrize("fields", [{"l0": 0.0}, {"power": 1.5}, {"batch_tokens": 60}, {"spliced": 1.5}, {"decay": 1.1}])
+def test_impossible_settings_are_refused(fields):
+    with pytest.raises(InputError, match=next(iter(fields))):
+        changed(SAE, **fields)
