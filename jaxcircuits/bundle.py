@@ -255,7 +255,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise InputError(f"there is no file {path}; check the path.")
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:  # AttributeError: numpy lacks the dtype
         raise InputError(f"{path} is damaged or no safetensors file ({error}); copy or download it again.") from None
 
 

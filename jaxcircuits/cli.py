@@ -340,8 +340,7 @@ def _run_info(args: argparse.Namespace) -> None:
 
 
 def _train(commands: Any) -> None:
-    from jaxcircuits.training.lm import LMTraining
-    SAETraining = LMTraining
+    from jaxcircuits.training.settings import LMTraining, SAETraining, meanings
 
     sub = commands.add_parser("train", help="Train a language model or its SAEs.", description="Train.")
     kinds = sub.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=_Parser)
@@ -369,10 +368,15 @@ jaxcircuits train sae --bundle runs/lm/bundle --corpus train.txt --hook blocks.0
         one.add_argument("--corpus", required=True, metavar="FILE", help="text file, or hub:owner/name")
         one.add_argument("--out", required=True, metavar="DIR", help="run directory; the bundle goes to DIR/bundle")
         _common(one)
+        meaning = meanings(settings)
         for field in fields(settings):
             assert field.default is not MISSING
             one.add_argument(
-                f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, metavar="X"
+                f"--{field.name.replace('_', '-')}",
+                type=type(field.default),
+                default=field.default,
+                metavar="X",
+                help=f"{meaning.get(field.name, '').replace('%', '%%')} (default {field.default})",
             )
 
 

@@ -23,13 +23,13 @@ class KneserNey:
     An n-gram is one integer, its tokens as digits, oldest first. All counts of an order lie in a sorted table.
     """
 
-    def __init__(self, rows: Sequence[Int[np.ndarray, "row"]], d_vocab: int, order: int) -> None:
+    def __init__(self, rows: Sequence[Int[np.ndarray, "_row"]], d_vocab: int, order: int) -> None:
         if d_vocab**order >= 2**63:
             raise ValueError(f"{order}-grams over {d_vocab} tokens do not fit 63 bits; use a lower order")
         self.d_vocab, self.order = d_vocab, order
         self._tables = []
         bos = int(rows[0][0])
-        higher: Int[np.ndarray, "n"] | None = None
+        higher = None
         for n in range(order, 0, -1):
             grams = np.concatenate([_grams(row, n, d_vocab) for row in rows])
             keys, counts = np.unique(grams, return_counts=True)
@@ -86,7 +86,10 @@ def evaluate_ngram(bundle, train: Sequence[str], valid: Sequence[str], order: in
     """Nats a token and bits a character of the n-gram model on the rows that the language model is scored on."""
     model = KneserNey(bundle_rows(bundle, train), bundle.cfg.d_vocab, order)
     rows = bundle_rows(bundle, valid)
-    return {"order": order, **rates(float(sum(model.nll(row).sum() for row in rows)), sum(map(len, rows)) - len(rows), valid)}
+    return {
+        "order": order,
+        **rates(float(sum(model.nll(row).sum() for row in rows)), sum(map(len, rows)) - len(rows), valid),
+    }
 
 
 def main() -> None:

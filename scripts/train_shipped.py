@@ -1,4 +1,4 @@
-"""Reproduces everything in weights/: language model, autoencoders, sampled stories, evaluation. Goes on where it stopped.
+"""Reproduces everything in weights/: language model, autoencoders, stories, evaluation. Goes on where it stopped.
 
     python scripts/train_shipped.py --corpus train.txt --valid valid.jsonl --runs runs --out weights
 
@@ -51,7 +51,14 @@ def ship(run: Path, out: Path) -> None:
     origin = {k: v for k, v in bundle.manifest.items() if k not in ("schema", "jaxcircuits", "sha256")}
     with_names = out.with_name(f".{out.name}.new")
     save_bundle(
-        with_names, bundle.cfg, bundle.params, bundle.saes, bundle.tokenizer, source=origin, dtype="float16", overwrite=True
+        with_names,
+        bundle.cfg,
+        bundle.params,
+        bundle.saes,
+        bundle.tokenizer,
+        source=origin,
+        dtype="float16",
+        overwrite=True,
     )
     for file in sorted(p for p in with_names.rglob("*") if p.is_file()):
         target = out / file.relative_to(with_names)

@@ -158,7 +158,7 @@ class Engine:
 
     def run(
         self,
-        prompts: Sequence[tuple[int, Int[np.ndarray, "pos"]]],
+        prompts: Sequence[tuple[int, Int[np.ndarray, "_pos"]]],
         targets: Sequence[tuple[int, int]] | None = None,
     ) -> tuple[Columns, Columns]:
         """Attributes some prompts.

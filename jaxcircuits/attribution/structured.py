@@ -35,7 +35,7 @@ class Segment(NamedTuple):
     pattern: Float[Array, "head q_pos k_pos"]
     norm2: "NormState"
     gelu_slope: Float[Array, "pos d_mlp"]
-    target_pre_acts: Float[Array, "pos d_sae"]
+    target_pre_acts: Float[Array, "pos d_sae_target"]
 
 
 class NormState(NamedTuple):
@@ -98,7 +98,7 @@ def pull(
     problem: Problem,
     block: BlockWeights,
     target: SAE,
-    W_enc_rows: Float[Array, "d_sae d_mlp"],
+    W_enc_rows: Float[Array, "d_sae_target d_mlp"],
     segment: Segment,
     target_pos: Int[Array, "target"],
     target_feature: Int[Array, "target"],
@@ -187,7 +187,7 @@ def all_positions(
 def structured(
     params: Any,
     target: SAE,
-    W_enc_rows: Float[Array, "d_sae d_mlp"],
+    W_enc_rows: Float[Array, "d_sae_target d_mlp"],
     E: Float[Array, "d_sae d_model"],
     segments: Segment,
     target_pos: Int[Array, "batch target"],

@@ -72,7 +72,7 @@ def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
         ("vocabulary, context", f"{cfg.d_vocab:,}, {cfg.n_ctx}"),
         ("tokenizer", "yes, BOS first" if bundle.tokenizer is not None else "none: takes token ids"),
         ("weight processing", ", ".join(cfg.processing) or "none"),
-        *((k, str(v)) for k, v in bundle.manifest.items() if k not in ("schema", "sha256")),
+        *((k, str(v)) for k, v in bundle.manifest.items() if k not in ("schema", "sha256", "source_sha256")),
         ("runs on", f"{device.platform} ({device.device_kind}) × {jax.device_count()}"),
     ):
         model.add_row(name, escape(value))

@@ -12,14 +12,14 @@ from jaxcircuits.config import ModelConfig
 from jaxcircuits.corpus import END_OF_TEXT
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward
-from jaxcircuits.training.lm import Batches, rows_of
+from jaxcircuits.training.lm import Batches, padded_lengths, rows_of
 from jaxcircuits.training.settings import LMTraining, SAETraining
 from jaxcircuits.types import ModelWeights
 
 FORWARD_TOKENS = 8192
 """Tokens a forward pass, padding included: large enough for the cores, small enough for the logits."""
 
-Row = Int[np.ndarray, "row"]
+Row = Int[np.ndarray, "_row"]
 
 
 def bundle_rows(bundle: Bundle, texts: Sequence[str]) -> list[Row]:
@@ -41,17 +41,13 @@ def bundle_rows(bundle: Bundle, texts: Sequence[str]) -> list[Row]:
 
 def padded_batches(
     rows: Sequence[Row], n_ctx: int, batch_tokens: int = FORWARD_TOKENS
-) -> Iterator[tuple[Int[np.ndarray, "n"], Int[np.ndarray, "batch row"]]]:
-    """Rows of like length together, each exactly once.
-
-    Lengths are padded up to a multiple of `n_ctx / 8` and batches to one size a length, so at most eight
-    shapes are compiled.
+) -> Iterator[tuple[Int[np.ndarray, "_n"], Int[np.ndarray, "_batch _row"]]]:
+    """Rows of like length (`padded_lengths`) together, each exactly once; one batch size a length.
 
     Yields:
         Which rows a batch holds, and the batch: -1 where a row has ended, and in rows that only fill it up.
     """
-    step = max(1, n_ctx // 8)
-    padded = np.array([-(-(len(row) - 1) // step) * step for row in rows])
+    padded = padded_lengths(rows, n_ctx)
     for length in np.unique(padded):
         members = np.flatnonzero(padded == length)
         size = max(1, batch_tokens // int(length))
@@ -131,7 +127,7 @@ class StoryBatches:
 
     def __init__(self, rows: Sequence[Row], n_ctx: int, settings: SAETraining) -> None:
         size = max(settings.batch_tokens, n_ctx)
-        lm = LMTraining(n_ctx=n_ctx, batch_tokens=size, epochs=1, seed=settings.seed + 1)
+        lm = LMTraining(n_ctx=n_ctx, batch_tokens=size, epochs=1.0, seed=settings.seed + 1)
         self._batches = Batches(rows, lm)
 
     def __call__(self, step: int) -> Int[np.ndarray, "batch row"]:

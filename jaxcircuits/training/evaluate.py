@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.errors import InputError
-from jaxcircuits.model import forward
 from jaxcircuits.sae import SAE, encode, reconstruct
 from jaxcircuits.training.activations import bundle_rows, hook_values, padded_batches
 from jaxcircuits.training.lm import nll
@@ -26,7 +25,7 @@ from jaxcircuits.types import ModelWeights
 DENSE = 0.1
 """A feature active at more than this share of tokens is called dense."""
 
-Batch = Int[np.ndarray, "batch row"]
+Batch = Int[np.ndarray, "_batch _row"]
 
 
 def evaluate_lm(bundle: Bundle, texts: Sequence[str]) -> dict[str, float | int]:
@@ -61,7 +60,7 @@ def evaluate_saes(bundle: Bundle, texts: Sequence[str]) -> dict[str, Any]:
         `ce_clean` and `ce_all_spliced` (nats a token), `delta_ce_all_spliced`, `tokens`, and `saes`: for each name
 
         - `l0`: features active a token; `dead`, `dense`: features never active, or active at over a tenth of the tokens
-        - `mse` (a number of the hook's value), `variance_explained` (1 - squared error / squared distance from the mean)
+        - `mse` (a number of the hook's value), `variance_explained`: 1 - squared error / squared distance from the mean
         - `ce_spliced`, `ce_zero_ablated`, `ce_mean_ablated` in nats a token, `delta_ce` = spliced - clean
         - `recovery_zero`, `recovery_mean`: (ablated - spliced) / (ablated - clean)
 
@@ -185,7 +184,9 @@ def top_examples(
     found: dict[int, list[dict[str, Any]]] = {}
     for column, feature in enumerate(features):
         order = [row for row in np.argsort(-best[:, column], kind="stable")[:n] if best[row, column] > 0]
-        found[int(feature)] = [_example(bundle, rows[r], int(where[r, column]), best[r, column], context) for r in order]
+        found[int(feature)] = [
+            _example(bundle, rows[r], int(where[r, column]), float(best[r, column]), context) for r in order
+        ]
     return found
 
 
@@ -205,4 +206,4 @@ def _example(bundle: Bundle, row: Int[np.ndarray, "row"], pos: int, activation: 
 
     token = decoded(row[pos : pos + 1])
     before, after = decoded(row[max(1, pos - context) : pos]), decoded(row[pos + 1 : pos + 1 + context])
-    return {"activation": float(activation), "token": token, "text": f"{before}«{token}»{after}"}
+    return {"activation": activation, "token": token, "text": f"{before}«{token}»{after}"}

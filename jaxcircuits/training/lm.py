@@ -1,9 +1,9 @@
 """Training of a small GPT-Neo: its own byte-level BPE, one story a row, rows of like length together."""
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], d_vocab: int) -> Tokenizer:
     return tokenizer
 
 
-def rows_of(texts: Iterable[str], tokenizer: Tokenizer, n_ctx: int) -> list[Int[np.ndarray, "row"]]:
+def rows_of(texts: Iterable[str], tokenizer: Tokenizer, n_ctx: int) -> list[Int[np.ndarray, "_row"]]:
     """One row a text: BOS, its tokens, end of text. A longer one goes on in further rows, each begun with BOS.
 
     A row has up to `n_ctx + 1` tokens: inputs and, moved by one, what they shall predict.
@@ -56,18 +56,24 @@ def rows_of(texts: Iterable[str], tokenizer: Tokenizer, n_ctx: int) -> list[Int[
     return rows
 
 
+_Plan = list[tuple[int, Int[np.ndarray, "_n"]]]
+"""Padded length and rows of each batch."""
+
+
+def padded_lengths(rows: Sequence[Int[np.ndarray, "_row"]], n_ctx: int) -> Int[np.ndarray, "n"]:
+    """Each row's count of inputs, padded up to a multiple of an eighth of the context: few shapes are compiled."""
+    step = max(8, n_ctx // 8)
+    inputs = np.array([len(row) - 1 for row in rows])
+    return np.minimum(-(-inputs // step) * step, n_ctx)
+
+
 class Batches:
-    """Batches of rows of like length, in an order that depends on seed and epoch alone.
+    """Batches of rows of like length (`padded_lengths`), in an order that depends on seed and epoch alone."""
 
-    Lengths are padded up to a multiple of `n_ctx / 8`, so at most eight shapes are compiled.
-    """
-
-    def __init__(self, rows: Sequence[Int[np.ndarray, "row"]], settings: LMTraining) -> None:
+    def __init__(self, rows: Sequence[Int[np.ndarray, "_row"]], settings: LMTraining) -> None:
         self._rows = rows
-        step = max(1, settings.n_ctx // 8)
-        inputs = np.array([len(row) - 1 for row in rows])
-        self._padded = -(-inputs // step) * step
-        self._plan: list[tuple[int, Int[np.ndarray, "n"]]] = []
+        self._padded = padded_lengths(rows, settings.n_ctx)
+        self._plan: _Plan = []
         epoch = 0
         while epoch < settings.epochs:
             plan = self._epoch(np.random.default_rng([settings.seed, epoch]), settings.batch_tokens)
@@ -76,7 +82,7 @@ class Batches:
         if not self._plan:
             raise InputError("the text is too short for one batch; give more text or lower --batch-tokens.")
 
-    def _epoch(self, rng: np.random.Generator, batch_tokens: int) -> list[tuple[int, Int[np.ndarray, "n"]]]:
+    def _epoch(self, rng: np.random.Generator, batch_tokens: int) -> _Plan:
         plan = []
         for length in np.unique(self._padded):
             members = rng.permutation(np.flatnonzero(self._padded == length))
@@ -117,10 +123,14 @@ def init_params(settings: LMTraining) -> ModelWeights:
         return BlockWeights(
             ln1=norm(),
             attn=AttentionWeights(
-                *(normal(*per_head) for _ in "QKV"),
-                normal(cfg.n_heads, cfg.d_head, cfg.d_model, std=writing),
-                *(None,) * 3,  # pyright: ignore[reportArgumentType]
-                jnp.zeros(cfg.d_model),
+                W_Q=normal(*per_head),
+                W_K=normal(*per_head),
+                W_V=normal(*per_head),
+                W_O=normal(cfg.n_heads, cfg.d_head, cfg.d_model, std=writing),
+                b_Q=None,  # pyright: ignore[reportArgumentType]
+                b_K=None,  # pyright: ignore[reportArgumentType]
+                b_V=None,  # pyright: ignore[reportArgumentType]
+                b_O=jnp.zeros(cfg.d_model),
             ),
             ln2=norm(),
             mlp=MLPWeights(
@@ -148,13 +158,17 @@ def nll(
     """Negative log-likelihood of each next token in nats, and 1 where there is one (0 in the padding)."""
     inputs, targets = jnp.maximum(rows[:, :-1], 0), rows[:, 1:]
     logits, _ = forward(params, cfg, inputs, edits=edits)
+    assert logits is not None
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
     mask = (targets >= 0).astype(losses.dtype)
     return losses * mask, mask
 
 
+@cache
 def optimiser(settings: LMTraining, n_steps: int) -> optax.GradientTransformation:
     """Muon on the matrices of the blocks, AdamW on embeddings, norms and biases; warm-up, then linear to zero.
+
+    One object for equal arguments: it is a static part of the state, so another would be compiled again.
 
     Source: K. Jordan and others, Muon (2024), as in `optax.contrib.muon`.
     """
@@ -179,7 +193,7 @@ def optimiser(settings: LMTraining, n_steps: int) -> optax.GradientTransformatio
             weight_decay=settings.weight_decay,
             adam_weight_decay=settings.weight_decay,
             adam_b2=0.98,
-            muon_weight_dimension_numbers=matrices,
+            muon_weight_dimension_numbers=matrices,  # pyright: ignore[reportArgumentType]
         ),
     )
 
@@ -216,10 +230,6 @@ def train_lm(
         train_tokenizer(texts, settings.d_vocab).save(str(file))
     tokenizer = read_tokenizer(file)
     batches = Batches(rows_of(texts, tokenizer, settings.n_ctx), settings)
-    state = TrainState.create(
-        apply_fn=forward, params=init_params(settings), tx=optimiser(settings, len(batches))
-    )
-    state = train(
-        state, partial(update, cfg=cfg), batches, len(batches), out, label="language model", quiet=quiet
-    )
-    return cfg, completed(state.params, cfg), tokenizer
+    state = TrainState.create(apply_fn=forward, params=init_params(settings), tx=optimiser(settings, len(batches)))
+    state = train(state, partial(update, cfg=cfg), batches, len(batches), out, label="language model", quiet=quiet)
+    return cfg, completed(cast(ModelWeights, state.params), cfg), tokenizer

@@ -5,9 +5,10 @@ A batch is a function of the step's number, so a resumed run sees what an uninte
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from flax.serialization import from_bytes, to_bytes
@@ -28,11 +29,12 @@ def prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
         InputError: It holds a run with other settings (the first difference is named), or something else.
     """
     file = out / "settings.json"
-    if overwrite:
-        for name in ("settings.json", "checkpoint.msgpack", "metrics.jsonl", "tokenizer.json"):
-            (out / name).unlink(missing_ok=True)
-    if file.is_file():
-        old, new = read_json(file, "training run"), json.loads(json.dumps(settings))
+    old = read_json(file, "training run") if file.is_file() else None
+    if isinstance(old, dict) and "kind" in old:
+        new = json.loads(json.dumps(settings))
+        if overwrite:
+            shutil.rmtree(out)
+            return prepare(out, settings, overwrite=False)
         different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         if different:
             key = different[0]
@@ -81,7 +83,7 @@ def train(
     checkpoint = out / "checkpoint.msgpack"
     if checkpoint.is_file():
         try:
-            state = from_bytes(state, checkpoint.read_bytes())
+            state = cast(TrainState, from_bytes(state, checkpoint.read_bytes()))
         except Exception as error:  # msgpack and flax raise many kinds
             raise InputError(f"{checkpoint} is damaged ({error}); delete it to start anew.") from None
     start = int(state.step)

@@ -1,7 +1,6 @@
 """Training runs as directories: settings, checkpoints, metrics, a figure, and the bundle that comes out."""
 
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -103,8 +102,6 @@ def run_sae(
     saes = {}
     for hook in hooks:
         directory = out / hook
-        if overwrite:
-            shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(exist_ok=True)
         sae = train_sae(read, hook, texts, settings, directory, quiet=quiet)
         saes[hook] = jax.tree.map(_half, sae)

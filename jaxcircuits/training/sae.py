@@ -9,9 +9,9 @@ autoencoder that is stored takes the hook's value as it is.
 
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +39,11 @@ GAIN = 0.03
 """How fast the coefficient follows: its relative change in a step in which L0 is twice its target."""
 
 
+@no_type_check  # JAX puts other objects than arrays into a pytree's fields at times
 class SAEState(TrainState):
     """What a run goes on from: weights and Adam's moments, and what steers sparsity and finds silent features."""
 
+    params: SAEWeights  # pyright: ignore[reportIncompatibleVariableOverride]
     mean: Float[Array, "d_in"]
     scale: Float[Array, ""]
     readout: Float[Array, "d_in n"]  # what the model reads the value through, scaled; n is 0 where nothing is known
@@ -82,7 +84,7 @@ def initial_state(bundle: Bundle, hook_name: str, buffer: ActivationBuffer, sett
     if readout.size:
         readout = readout / np.sqrt(((x @ readout) ** 2).sum(1).mean())
     return SAEState.create(
-        apply_fn=None,
+        apply_fn=_reconstruct,
         params=jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params),
         tx=_optimiser(settings, settings.steps),
         mean=jnp.asarray(mean, jnp.float32),
@@ -99,6 +101,7 @@ def _readout(bundle: Bundle, hook_name: str, d_in: int) -> Float[Array, "d_in n"
     return jnp.zeros((d_in, 0)) if match is None else bundle.params.blocks[int(match[1])].mlp.W_out
 
 
+@cache  # a static part of the state: another object would be compiled again
 def _optimiser(settings: SAETraining, n_steps: int) -> optax.GradientTransformation:
     warmup, decay = round(settings.warmup * n_steps), round(settings.decay * n_steps)
     parts = [
@@ -132,7 +135,9 @@ def reconstruction_update(
         out, feature_acts = _reconstruct(params, x)
         error = x - out
         weight = jnp.full(len(x), 1 / len(x))
-        return _losses(state, error, feature_acts, weight, jnp.zeros(())), _penalty(state, feature_acts, weight, settings)
+        return _losses(state, error, feature_acts, weight, jnp.zeros(())), _penalty(
+            state, feature_acts, weight, settings
+        )
 
     new, metrics, losses = _step(state, losses_of, jnp.full(len(x), True), settings)
     if settings.resamplings:
@@ -160,6 +165,7 @@ def spliced_update(
     """
     inputs, counted = jnp.maximum(rows[:, :-1], 0), rows[:, 1:] >= 0
     logits, acts = forward(model, cfg, inputs, taps=(hook_name,))
+    assert logits is not None
     log_p = jax.nn.log_softmax(logits)
     value = acts[hook_name]
     x = ((value - state.mean) / state.scale).reshape(-1, state.mean.size)
@@ -170,6 +176,7 @@ def spliced_update(
         out, feature_acts = _reconstruct(params, x)
         spliced = (out * state.scale + state.mean).reshape(value.shape)
         changed, _ = forward(model, cfg, inputs, edits={hook_name: spliced})
+        assert changed is not None
         kl = (jnp.exp(log_p) * (log_p - jax.nn.log_softmax(changed))).sum(-1).reshape(-1) @ weight
         return _losses(state, x - out, feature_acts, weight, kl), _penalty(state, feature_acts, weight, settings)
 
@@ -251,7 +258,7 @@ def _resampled(
             old.b_dec,
         )
 
-    adam, *rest = state.opt_state
+    adam, *rest = cast(Any, state.opt_state)
     adam = adam._replace(mu=replaced(adam.mu, 0, 0, 0), nu=replaced(adam.nu, 0, 0, 0))
     return state.replace(
         params=replaced(params, W_enc, b_enc, directions),

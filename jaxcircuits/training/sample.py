@@ -16,7 +16,7 @@ from jaxcircuits.types import ModelWeights
 
 def sample_tokens(
     bundle: Bundle, n: int, *, seed: int = 0, temperature: float = 1.0, max_tokens: int = 400
-) -> list[Int[np.ndarray, "row"]]:
+) -> list[Int[np.ndarray, "_row"]]:
     """Samples rows of tokens: BOS, a text, and the end of text unless `max_tokens` came first.
 
     Each row has a random stream of its own, which depends on `seed` and the row's number only. Rows that have ended
@@ -37,13 +37,14 @@ def sample_tokens(
         raise InputError("the model has no BOS token to begin a text with, so none can be sampled.")
     if n < 1 or not temperature > 0 or not 1 <= max_tokens <= cfg.n_ctx:
         raise InputError(
-            f"expected n and temperature above 0 and max_tokens in 1..{cfg.n_ctx}, got {n}, {temperature}, {max_tokens}."
+            f"expected n and temperature above 0 and max_tokens in 1..{cfg.n_ctx}, "
+            f"got {n}, {temperature}, {max_tokens}."
         )
     tokens = np.full((n, max_tokens + 1), cfg.bos_token_id, np.int32)
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(n))
     lengths = np.full(n, max_tokens + 1)
     running = np.arange(n)
-    step = max(1, cfg.n_ctx // 16)
+    step = max(8, cfg.n_ctx // 16)
     for length in range(1, max_tokens + 1):
         padded = min(-(-length // step) * step, cfg.n_ctx)
         # A power of two of rows: the count falls one by one, and each new one would be compiled again.

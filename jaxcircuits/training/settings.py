@@ -1,5 +1,7 @@
 """What a training run depends on besides its text: numbers only, so that reading them loads no framework."""
 
+import inspect
+import re
 from dataclasses import dataclass
 
 from jaxcircuits.config import ModelConfig
@@ -33,7 +35,7 @@ class LMTraining:
     d_vocab: int = 4096
     n_ctx: int = 512
     window: int = 32
-    epochs: float = 4.0
+    epochs: float = 3.0
     batch_tokens: int = 8192
     muon_lr: float = 0.02
     adam_lr: float = 0.003
@@ -42,6 +44,11 @@ class LMTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check(self, positive=("d_model", "n_layers", "n_heads", "n_ctx", "window", "epochs", "muon_lr", "adam_lr"))
+        if not self.weight_decay >= 0:
+            raise InputError(f"weight_decay must not be negative, got {self.weight_decay}.")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup is a share and must lie in 0..1, below 1, got {self.warmup}.")
         if self.d_model % self.n_heads:
             raise InputError(f"n_heads must divide d_model, got {self.n_heads} and {self.d_model}.")
         if self.d_vocab < 257:
@@ -107,9 +114,10 @@ class SAETraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("expansion", "tokens", "batch_tokens", "buffer_tokens", "lr", "l0", "sparsity"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}.")
+        _check(self, positive=("expansion", "tokens", "batch_tokens", "buffer_tokens", "lr", "l0", "sparsity"))
+        for name in ("resamplings", "kl_weight"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}.")
         if not 0 < self.power <= 1:
             raise InputError(f"power must lie above 0 and not above 1, got {self.power}.")
         if self.buffer_tokens % self.batch_tokens:
@@ -131,3 +139,23 @@ class SAETraining:
     def reconstruction_steps(self) -> int:
         """Steps of the first phase."""
         return self.steps - round(self.spliced * self.steps)
+
+
+def _check(settings: LMTraining | SAETraining, *, positive: tuple[str, ...]) -> None:
+    for name in positive:
+        if not getattr(settings, name) > 0:
+            raise InputError(f"{name} must be positive, got {getattr(settings, name)}.")
+    if not 0 <= settings.seed < 2**31:
+        raise InputError(f"seed must lie in 0..2147483647, got {settings.seed}.")
+
+
+def meanings(settings: type) -> dict[str, str]:
+    """What each setting means, from the `Attributes` of the class's docstring.
+
+    >>> from jaxcircuits.training.settings import LMTraining, meanings
+    >>> meanings(LMTraining)["n_ctx"]
+    'Longest row, in tokens'
+    """
+    _, _, attributes = (inspect.getdoc(settings) or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.+(?:\n {5,}.+)*)", attributes, re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", text).rstrip(".") for name, text in entries}

@@ -37,13 +37,13 @@ def constant_sae(value) -> SAE:
 
 def every_value(bundle: Bundle, words, hook: str = HOOK) -> list[np.ndarray]:
     rows = bundle_rows(bundle, words)
-    return [np.asarray(forward(bundle.params, bundle.cfg, r[:-1], taps=(hook,))[1][hook]) for r in rows]
+    return [np.asarray(forward(bundle.params, bundle.cfg, jnp.asarray(r[:-1]), taps=(hook,))[1][hook]) for r in rows]
 
 
 def test_lm_score_is_the_sum_of_every_token_s_loss(bundle, words):
     total, n = 0.0, 0
     for row in bundle_rows(bundle, words):
-        logits = np.asarray(forward(bundle.params, bundle.cfg, row[:-1])[0], np.float64)
+        logits = np.asarray(forward(bundle.params, bundle.cfg, jnp.asarray(row[:-1]))[0], np.float64)
         top = logits.max(1, keepdims=True)
         log_p = logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
         total -= log_p[np.arange(len(row) - 1), row[1:]].sum()

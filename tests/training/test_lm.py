@@ -9,6 +9,7 @@ import pytest
 
 from jaxcircuits.bundle import load_bundle
 from jaxcircuits.errors import InputError
+from jaxcircuits.model import forward
 from jaxcircuits.training import loop
 from jaxcircuits.training.lm import Batches, init_params, optimiser, rows_of, train_tokenizer, update
 from jaxcircuits.training.runs import run_lm
@@ -38,7 +39,7 @@ def test_resumed_run_equals_an_uninterrupted_one(stories):
     step = jax.tree_util.Partial(update, cfg=LM.model())
 
     def start():
-        return loop.TrainState.create(apply_fn=None, params=init_params(LM), tx=optimiser(LM, len(batches)))
+        return loop.TrainState.create(apply_fn=forward, params=init_params(LM), tx=optimiser(LM, len(batches)))
 
     def run(out: str, n_steps: int):
         Path(out).mkdir(exist_ok=True)
@@ -58,32 +59,42 @@ def test_resumed_run_equals_an_uninterrupted_one(stories):
 
 
 def test_other_settings_at_the_same_place_are_refused_by_name(corpus, stories):
-    short = changed(LM, epochs=0.5)
-    run_lm(corpus, short, "run", quiet=True)
+    run_lm(corpus, LM, "run", quiet=True)
+    first = load_bundle("run/bundle").manifest["training"]["lm"]["corpus_sha256"]
     with pytest.raises(InputError, match=r"seed=0, not 1"):
-        run_lm(corpus, changed(short, seed=1), "run", quiet=True)
-    Path("train.txt").write_text("\n<|endoftext|>\n".join(stories[1:]))
+        run_lm(corpus, changed(LM, seed=1), "run", quiet=True)
+    Path("train.txt").write_text("\n<|endoftext|>\n".join(reversed(stories)))
     with pytest.raises(InputError, match="corpus_sha256"):
-        run_lm(corpus, short, "run", quiet=True)
-    run_lm(corpus, changed(short, seed=1), "run", overwrite=True, quiet=True)
-    assert json.loads(Path("run/settings.json").read_text())["seed"] == 1
+        run_lm(corpus, LM, "run", quiet=True)
+    run_lm(corpus, LM, "run", overwrite=True, quiet=True)
+    assert load_bundle("run/bundle").manifest["training"]["lm"]["corpus_sha256"] != first
 
 
 def test_a_directory_with_other_things_and_a_damaged_checkpoint_are_refused(corpus):
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="not a training run"):
-        run_lm(corpus, LM, "mine", quiet=True)
-    short = changed(LM, epochs=0.5)
-    run_lm(corpus, short, "run", quiet=True)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="not a training run"):
+            run_lm(corpus, LM, "mine", overwrite=overwrite, quiet=True)
+    assert Path("mine/notes.txt").read_text() == "mine"
+    run_lm(corpus, LM, "run", quiet=True)
     Path("run/checkpoint.msgpack").write_bytes(b"\x00damaged")
     with pytest.raises(InputError, match="damaged"):
-        run_lm(corpus, short, "run", quiet=True)
+        run_lm(corpus, LM, "run", quiet=True)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"n_heads": 5}, "n_heads must divide"), ({"d_vocab": 100}, "d_vocab"), ({"batch_tokens": 8}, "batch_tokens")],
+    [
+        ({"n_heads": 5}, "n_heads must divide"),
+        ({"n_heads": 0}, "n_heads must be positive"),
+        ({"d_vocab": 100}, "d_vocab"),
+        ({"batch_tokens": 8}, "batch_tokens"),
+        ({"epochs": 0.0}, "epochs must be positive"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"seed": -1}, "seed must lie in"),
+    ],
 )
 def test_impossible_settings_are_refused(fields, message):
     with pytest.raises(InputError, match=message):

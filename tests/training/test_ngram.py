@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from ngram_baseline import KneserNey  # noqa: E402
+from ngram_baseline import KneserNey
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Rows, batches and the buffer of activations."""
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxcircuits.model import forward
 from jaxcircuits.training.activations import ActivationBuffer, bundle_rows, padded_batches
 from jaxcircuits.training.lm import Batches, rows_of
 from tests.training.conftest import LM, SAE, changed
@@ -51,8 +53,8 @@ def test_buffer_depends_on_the_step_only_and_holds_the_hook_s_values(bundle, wor
         np.testing.assert_array_equal(jumping(step), inorder[step])
     assert not np.array_equal(inorder[0], inorder[4])
 
-    from jaxcircuits.model import forward
-
-    every = np.concatenate([forward(bundle.params, bundle.cfg, r[:-1], taps=(hook,))[1][hook] for r in rows])
+    every = np.concatenate(
+        [forward(bundle.params, bundle.cfg, jnp.asarray(r[:-1]), taps=(hook,))[1][hook] for r in rows]
+    )
     nearest = [np.abs(every - value).max(1).min() for value in inorder[0][:16]]
     assert max(nearest) < 1e-5 * np.abs(every).max()

@@ -1,0 +1,134 @@
+"""What one foreign format provides, and what all of them share: checked fields and checked tensors."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcircuits.bundle import check_tensors
+from jaxcircuits.config import ModelConfig
+from jaxcircuits.errors import InputError
+from jaxcircuits.files import read_json
+from jaxcircuits.sae import SAE
+from jaxcircuits.types import ModelWeights
+
+_STORABLE = ("float64", "float32", "float16", "bfloat16")
+
+
+class Options(NamedTuple):
+    """What the user asked for.
+
+    Attributes:
+        ignore: Config fields that are accepted though nothing here understands them.
+        dtype: What to store in; `None` for what the checkpoint stores.
+    """
+
+    ignore: Collection[str] = ()
+    dtype: str | None = None
+
+
+class ConvertedModel(NamedTuple):
+    """A model as a bundle takes it, and the files it was read from."""
+
+    cfg: ModelConfig
+    params: ModelWeights
+    files: Sequence[Path]
+
+
+class ConvertedSAE(NamedTuple):
+    """An autoencoder as a bundle takes it, a readable name for it, and the files it was read from."""
+
+    name: str
+    sae: SAE
+    files: Sequence[Path]
+
+
+class ModelFormat(NamedTuple):
+    """A model family in a checkpoint directory.
+
+    Attributes:
+        choose: From the names of the files that are there, those that `read` needs.
+        read: From the directory.
+    """
+
+    choose: Callable[[Sequence[str]], list[str]]
+    read: Callable[[Path, Options], ConvertedModel]
+
+
+class SAEFormat(NamedTuple):
+    """A layout of autoencoder files.
+
+    Attributes:
+        layout: How it looks, for an error.
+        matches: Whether a path that the user gave holds one.
+        choose: From the names of a hub repository's files, those that `read` needs; none where it is another layout.
+        read: From the path.
+    """
+
+    layout: str
+    matches: Callable[[Path], bool]
+    choose: Callable[[Sequence[str]], list[str]]
+    read: Callable[[Path, Options], ConvertedSAE]
+
+
+def read_fields(path: Path, what: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        InputError: The file is missing or holds something else.
+    """
+    fields = read_json(path, what)
+    if not isinstance(fields, dict):
+        raise InputError(f"{what}: {path} must hold a JSON object, got {type(fields).__name__}.")
+    return fields
+
+
+def check_fields(
+    fields: Mapping[str, Any], understood: Collection[str], harmless: Collection[str], options: Options, where: str
+) -> None:
+    """Refuses a field that is neither understood, nor harmless, nor ignored on request.
+
+    Raises:
+        InputError: There is one; it is named.
+    """
+    for name in sorted(set(fields) - set(understood) - set(harmless) - set(options.ignore)):
+        raise InputError(
+            f"{where}: the field {name!r} ({str(fields[name])[:40]!r}) is not understood and may change the results; "
+            f"if it does not, pass --ignore-config-field {name}."
+        )
+
+
+def required(fields: Mapping[str, Any], name: str, where: str) -> Any:
+    """A field that must be there.
+
+    Raises:
+        InputError: It is not.
+    """
+    if name not in fields:
+        raise InputError(f"{where}: the field {name!r} is missing; add it, or check that this is the right file.")
+    return fields[name]
+
+
+def checked_tensors(
+    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], options: Options, where: str
+) -> dict[str, np.ndarray]:
+    """The tensors in the dtype asked for; every one there, no other, of the right shape, floating-point, finite.
+
+    Raises:
+        InputError: The first that is not, or that the asked dtype cannot hold; it is named.
+    """
+    check_tensors(tensors, shapes, where)
+    for name, tensor in tensors.items():
+        if str(tensor.dtype) not in _STORABLE:
+            raise InputError(f"{where}: {name} must be of {', '.join(_STORABLE)}, got {tensor.dtype}.")
+    if options.dtype is None:
+        return dict(tensors)
+    with np.errstate(over="ignore"):
+        stored = {name: tensor.astype(jnp.dtype(options.dtype)) for name, tensor in tensors.items()}
+    for name, tensor in stored.items():
+        if not np.isfinite(tensor).all():
+            largest = np.abs(tensors[name]).max()
+            raise InputError(f"{where}: {options.dtype} cannot hold {name} (up to {largest:.6g}); use --dtype float32.")
+    return stored

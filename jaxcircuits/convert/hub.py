@@ -1,0 +1,90 @@
+"""Files of a Hugging Face hub repository, at one commit."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jaxcircuits.errors import InputError
+
+_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
+
+
+def fetch(
+    given: str, choose: Callable[[Sequence[str]], list[str]], what: str, revision: str | None = None
+) -> tuple[Path, str]:
+    """Downloads the needed files of a repository, or takes them from the hub's cache where there is no network.
+
+    Args:
+        given: `owner/name` or `owner/name@revision`.
+        choose: From the names of the repository's files, the needed ones.
+        what: What it is to hold, for an error.
+        revision: Branch, tag or commit.
+
+    Returns:
+        A directory with the files, and the commit.
+
+    Raises:
+        InputError: `given` names neither a path nor a repository, or the repository cannot be read.
+    """
+    match = _ID.fullmatch(given)
+    if match is None:
+        raise InputError(
+            f"{what}: there is no path {given}, and a hub id looks like owner/name or owner/name@revision."
+        )
+    repo = match["repo"]
+    if revision is not None and match["revision"] not in (None, revision):
+        raise InputError(f"{what}: {given} names one revision and --revision {revision} another; give one of them.")
+    revision = revision or match["revision"]
+
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    here = f"{what}: there is no path {given}, and on the hub"
+    try:
+        info = HfApi().model_info(repo, revision=revision)
+    except GatedRepoError:
+        raise InputError(f"{here} {repo} is gated; accept its terms there and log in with `hf auth login`.") from None
+    except RepositoryNotFoundError:
+        raise InputError(f"{here} no repository {repo} that you may read; check the name.") from None
+    except RevisionNotFoundError:
+        raise InputError(
+            f"{what}: {repo} on the hub has no revision {revision}; check its branches and tags."
+        ) from None
+    except HfHubHTTPError as error:
+        raise InputError(f"{what}: the hub refused {repo} ({_reason(error)}); try again later.") from None
+    except Exception as error:  # no network: of another type with each version of the hub's client
+        return _cached(given, repo, revision, what, error)
+    names = [file.rfilename for file in info.siblings or ()]
+    wanted = choose(names)
+    if not wanted:
+        raise InputError(
+            f"{what}: {repo} on the hub holds none of the known layouts; its files are {', '.join(names)[:200]}."
+        )
+    try:
+        # By the name the user gave, not by its commit: so the cache learns the name, for when there is no network.
+        path = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    except GatedRepoError:
+        raise InputError(f"{here} {repo} is gated; accept its terms there and log in with `hf auth login`.") from None
+    except Exception as error:
+        raise InputError(f"{what}: downloading {repo} from the hub failed ({_reason(error)}); try again.") from None
+    return path, path.name  # the cache names a snapshot after its commit
+
+
+def _cached(given: str, repo: str, revision: str | None, what: str, error: Exception) -> tuple[Path, str]:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    if isinstance(error, HFValidationError):
+        raise InputError(f"{what}: there is no path {given}, and {repo} is no hub id ({_reason(error)}).") from None
+    # Every layout has this file; it tells the directory of the snapshot, whatever else of the repository is cached.
+    config = try_to_load_from_cache(repo, "config.json", revision=revision)
+    if not isinstance(config, str):
+        raise InputError(
+            f"{what}: there is no path {given}, and the hub is out of reach ({_reason(error)}); check path and network."
+        )
+    path = Path(config).parent
+    return path, path.name
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,71 @@
+"""Small attributions that differ in every respect that could matter, and the two ways they are compared."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcircuits.attribution import Engine, Settings
+from jaxcircuits.attribution.edges import Columns
+from jaxcircuits.bundle import Bundle
+from tests.helpers import TOLERANCES, assert_close, random_tokens, tiny_bundle, tiny_config
+
+MODELS: dict[str, dict[str, Any]] = {
+    "global then local": {},
+    "local then global": {"attention": ("local", "global")},
+    "three layers": {"attention": ("global", "local", "global")},
+    "window 1": {"attention": ("global", "local"), "window": 1},
+    "one head, untidy widths": {"n_heads": 1, "d_head": 7, "d_model": 10, "d_mlp": 9, "eps": 1e-2},
+    "scaled scores, no BOS": {"attention_scale": 0.5, "bos_token_id": None},
+}
+"""Overrides of `tiny_config`."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "all positions": {"positions": "all"},
+    "source spliced": {"splice": "source", "positions": "all"},
+    "both spliced, BOS too": {"splice": "both", "include_bos": True},
+    "BOS not spliced": {"splice": "source", "splice_bos": False, "positions": "all", "include_bos": True},
+    "every source": {"source_threshold": "all", "positions": "all"},
+    "pre-activations, off ones too": {"target_quantity": "pre_activation", "target_threshold": -np.inf},
+    "neurons": {"source_basis": "neurons", "source_threshold": "all", "positions": "all"},
+    "neurons of a reconstruction": {"source_basis": "neurons", "splice": "source"},
+    "thresholds": {"source_threshold": 0.4, "target_threshold": 0.3, "positions": "all"},
+}
+"""Fields of `Settings`."""
+
+KEY = ("prompt", "target_pos", "target_feature", "source_pos", "source_feature")
+
+
+def bundle_of(model: str, dtype: Any = jnp.float32, *, processed: bool = True) -> Bundle:
+    """A random bundle with one SAE a layer."""
+    return tiny_bundle(tiny_config(**MODELS[model]), dtype=dtype, processed=processed)
+
+
+def prompts_of(bundle: Bundle, *lengths: int) -> list[tuple[int, np.ndarray]]:
+    """Numbered prompts of random tokens."""
+    return [(i, np.asarray(random_tokens(bundle.cfg, n, seed=i))) for i, n in enumerate(lengths)]
+
+
+def edges_of(bundle: Bundle, prompts: list[tuple[int, np.ndarray]], targets=None, **settings: Any) -> Columns:
+    """The edges in the precision they were computed in."""
+    return Engine(bundle, Settings(**settings)).run(prompts, targets)[0]
+
+
+def assert_same_edges(actual: Columns, expected: Columns, kind: str, columns=("gradient", "attribution")) -> None:
+    """Asserts that two edge lists have the same rows, derivatives that agree over each target's edges, and activations."""
+    for name in KEY:
+        np.testing.assert_array_equal(actual[name], expected[name], name)
+    keys = np.stack([expected[name] for name in KEY[:3]])
+    starts = np.flatnonzero(np.r_[True, (np.diff(keys, axis=1) != 0).any(0)]) if keys.size else np.zeros(0, int)
+    for name in columns:
+        assert actual[name].dtype == expected[name].dtype, name
+        if name.endswith("_act"):
+            assert_close(actual[name], expected[name], kind, name)
+            continue
+        tolerance = TOLERANCES[kind][str(actual[name].dtype)]
+        if len(starts):
+            off = np.maximum.reduceat(np.abs(actual[name] - expected[name]), starts)
+            size = np.maximum.reduceat(np.abs(expected[name]), starts)
+            worst = int((off - tolerance * size).argmax())
+            assert (off <= tolerance * size).all(), f"{name}: {off[worst]:.3g} off where the largest is {size[worst]:.3g}"
