@@ -28,6 +28,8 @@ DATA = {
     "paper": "R. Eldan and Y. Li, TinyStories (2023), arXiv:2305.07759",
     "license": "CDLA-Sharing-1.0",
 }
+FIRST = 220
+"""Texts at the head of the validation split that are also scored on their own: prose like the training text's."""
 STORIES, SEED, TEMPERATURE, MAX_TOKENS = 200, 0, 0.8, 400
 
 
@@ -87,6 +89,7 @@ def write_evaluation(out: Path, corpus: str, valid: str) -> None:
         "conventions": "every token scored, end of text included; splicing and ablation cover BOS, "
         "activation statistics leave it out; float32 on the stored float16 weights",
         "lm": evaluate_lm(bundle, texts),
+        "lm_first_texts": evaluate_lm(bundle, texts[:FIRST]),
         "ngram_kneser_ney": [evaluate_ngram(bundle, train, texts, order) for order in (3, 4, 5)],
         **evaluate_saes(bundle, texts),
         "stories": {"n": STORIES, "seed": SEED, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS},

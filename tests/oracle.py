@@ -80,6 +80,8 @@ def transformer_lens_model(
         move_to_device=False,
     )
     model.load_and_process_state_dict(torch_state(params, dtype), **{f: s in steps for s, f in STEP_FLAGS.items()})
+    if not steps:  # the line above goes through float32 on the way
+        model.load_state_dict(torch_state(params, dtype), strict=False)
     model.set_use_attn_result(True)
     return model.requires_grad_(False).eval()
 

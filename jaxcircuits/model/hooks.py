@@ -7,6 +7,7 @@ Caching, splicing, intervening and differentiating are one mechanism: every name
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxcircuits.config import ModelConfig
@@ -118,8 +119,8 @@ class Hooks:
         if name in self._edits:
             edit = self._edits[name]
             new = edit(value) if callable(edit) else edit
-            if new.shape != value.shape:
-                raise InputError(f"the edit at {name!r} must keep the shape {value.shape}, got {new.shape}.")
+            if jnp.shape(new) != value.shape:
+                raise InputError(f"the edit at {name!r} must keep the shape {value.shape}, got {jnp.shape(new)}.")
             value = new
         if name in self._taps:
             self.acts[name] = value

@@ -95,8 +95,8 @@ def layer_norm(
     """Layer norm; without weights (`None`) it only centres and scales: they have been folded into what reads it."""
     x = x - x.mean(-1, keepdims=True)
     scale = hook(f"{name}.hook_scale", jnp.sqrt((x**2).mean(-1, keepdims=True) + eps))
-    x = x / scale
-    return hook(f"{name}.hook_normalized", x if norm is None else x * norm.w + norm.b)
+    x = hook(f"{name}.hook_normalized", x / scale)
+    return x if norm is None else x * norm.w + norm.b
 
 
 def attention(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from flax.serialization import from_bytes, to_bytes
 from flax.training.train_state import TrainState
 
@@ -83,7 +84,7 @@ def train(
     checkpoint = out / "checkpoint.msgpack"
     if checkpoint.is_file():
         try:
-            state = cast(TrainState, from_bytes(state, checkpoint.read_bytes()))
+            state = jax.tree.map(jnp.asarray, cast(TrainState, from_bytes(state, checkpoint.read_bytes())))
         except Exception as error:  # msgpack and flax raise many kinds
             raise InputError(f"{checkpoint} is damaged ({error}); delete it to start anew.") from None
     start = int(state.step)

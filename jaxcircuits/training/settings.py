@@ -98,8 +98,8 @@ class SAETraining:
     """
 
     expansion: int = 4
-    l0: float = 29.0
-    tokens: int = 1_200_000
+    l0: float = 26.5
+    tokens: int = 1_400_000
     batch_tokens: int = 1024
     buffer_tokens: int = 65_536
     lr: float = 1.5e-3
@@ -110,7 +110,7 @@ class SAETraining:
     resamplings: int = 6
     read_weight: float = 0.5
     spliced: float = 0.5
-    kl_weight: float = 5.0
+    kl_weight: float = 8.0
     seed: int = 0
 
     def __post_init__(self) -> None:

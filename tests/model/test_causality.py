@@ -68,7 +68,7 @@ def test_an_edit_at_a_position_changes_nothing_before_it(name: str, t: int) -> N
     edited, _ = forward(params, CFG, tokens, edits={name: lambda value: value.at[position].add(noise)})
     assert logits is not None and edited is not None
     assert_close(edited[:t], logits[:t], "exact", "earlier positions")
-    if not (t == 0 and name.endswith("hook_attn_scores")):  # one key alone has weight 1 whatever its score
+    if not (t == 0 and name.endswith(("hook_q", "hook_attn_scores"))):  # one key alone has weight 1
         assert float(abs(edited[t:] - logits[t:]).max()) > 1e-4
 
 

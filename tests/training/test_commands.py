@@ -58,7 +58,8 @@ def test_a_language_model_and_its_autoencoders(corpus, capsys):
 def test_bad_input_is_one_sentence(corpus, arguments, message, capsys):
     assert main(["train", *arguments, "--out", "run", "--quiet"]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert message in error
+    assert error.count("\n") == 1
     assert not Path("run/bundle").exists()
 
 
