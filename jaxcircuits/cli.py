@@ -102,7 +102,7 @@ def _attribute(commands: Any) -> None:
         """
 jaxcircuits attribute --prompt "Once upon a time there was a little dog."
 jaxcircuits attribute --prompt "The cat sat." --positions all --top-n 10 --out runs/cat
-jaxcircuits attribute --prompt "The cat sat." --targets -1:880
+jaxcircuits attribute --prompt "The cat sat." --targets last:880
 jaxcircuits attribute --corpus stories.txt --truncate --out runs/stories
 jaxcircuits attribute                     # the shipped weights and their stories""",
     )
@@ -112,7 +112,7 @@ jaxcircuits attribute                     # the shipped weights and their storie
     what.add_argument("--prompt-ids", metavar="FILE", help="JSON list of token ids, or list of lists, taken as they are")
     what.add_argument("--corpus", metavar="FILE", help=".txt, .jsonl or .parquet with one prompt a record")
     sub.add_argument(
-        "--targets", nargs="+", action="extend", type=_target, metavar="POS:FEATURE", help="only these; -1 is the last"
+        "--targets", nargs="+", action="extend", type=_target, metavar="POS:FEATURE", help="only these; POS may be last"
     )
     sub.add_argument("--positions", choices=p.POSITIONS, default="same", help="where sources may be (default same)")
     sub.add_argument("--method", choices=p.METHODS, default="auto", help="how to compute (default auto)")
@@ -134,9 +134,10 @@ jaxcircuits attribute                     # the shipped weights and their storie
 
 
 def _target(text: str) -> tuple[int, int]:
-    pos, colon, feature = text.rpartition(":")
-    if not colon or not pos.lstrip("-").isdigit() or not feature.isdigit():
-        raise argparse.ArgumentTypeError(f"expected POSITION:FEATURE such as 9:880, got {text!r}")
+    pos, _, feature = text.rpartition(":")
+    pos = "-1" if pos == "last" else pos
+    if not pos.removeprefix("-").isdigit() or not feature.isdigit():
+        raise argparse.ArgumentTypeError(f"expected POSITION:FEATURE such as 9:880 or last:880, got {text!r}")
     return int(pos), int(feature)
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def new_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
     """
     path = Path(path)
     check_free(path, overwrite)
+    absent = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
@@ -43,6 +44,9 @@ def new_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
             partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):  # not empty: the block ended well, or someone else writes there too
+            for parent in absent:
+                parent.rmdir()
 
 
 def check_free(path: str | os.PathLike, overwrite: bool) -> None:

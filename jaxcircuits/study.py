@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxcircuits.attribution.engine import Engine
+from jaxcircuits.attribution.engine import Engine, Tables
 from jaxcircuits.attribution.problem import Problem, Settings, resolve, source_side, spliced, target_side
 from jaxcircuits.attribution.reference import hook_gradients
 from jaxcircuits.bundle import Bundle
@@ -134,7 +134,7 @@ def run_study(
         "story_cosines": story_edges["cosine_similarity"],
     }
     same = targets[:, None, 0] == sources[None, :, 0]
-    prompt_cosines = np.stack([_cosines(tables, f)[sources[:, 1]] for f in targets[:, 1]]) if len(targets) else same * 0.0
+    prompt_cosines = np.stack([_cosines(tables, int(f))[sources[:, 1]] for f in targets[:, 1]]) if len(targets) else same * 0.0
     check = partial(agreement, seed=seed)
     agreements = {
         "all source features": check(cosines, along_decoder),
@@ -195,7 +195,7 @@ def _along_sources(
     return np.where(sources[None, :, 0] <= targets[:, None, 0], found, 0)
 
 
-def _cosines(tables: Any, feature: int) -> Float[np.ndarray, "d_sae"]:
+def _cosines(tables: Tables, feature: int) -> Float[np.ndarray, "d_sae"]:
     """Cosine of every source's write with one target's read, on processed weights."""
     norms = tables.writes_norm * tables.reads_norm[feature]
     return np.asarray(tables.writes @ tables.reads[feature]) / np.where(norms > 0, norms, 1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from jaxcircuits.bundle import Bundle
+from jaxcircuits.bundle import Bundle, save_bundle
 from jaxcircuits.config import ModelConfig, SAEConfig
 from jaxcircuits.model import hook_width, process_weights
 from jaxcircuits.sae import SAE
@@ -191,3 +191,10 @@ def _cast(array: np.ndarray, dtype: Any) -> jax.Array:
     if jnp.dtype(dtype) == jnp.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise RuntimeError("float64 asked for outside JAX's 64-bit mode; use the fixture x64.")
     return jnp.asarray(array, dtype)
+
+
+def saved_bundle(path: Any, cfg: ModelConfig | None = None, *, tokenizer: bool = True, d_sae: int = 24) -> Bundle:
+    """Writes a random bundle to a directory and returns it as it was before."""
+    bundle = tiny_bundle(cfg, processed=False, tokenizer=tokenizer, d_sae=d_sae)
+    save_bundle(path, bundle.cfg, bundle.params, bundle.saes, bundle.tokenizer, source={"source": "random numbers"})
+    return bundle

@@ -89,7 +89,7 @@ def test_ablating_both_writers_leaves_the_stream_as_it_was(params, tokens) -> No
 
 
 @pytest.mark.parametrize(
-    "bad", [lambda x: x[..., :-1], lambda x: x.sum(-1), lambda x: x[:, :1], lambda x: 0.0, lambda x: x[None]]
+    "bad", [lambda x: x[..., :-1], lambda x: x.sum(-1), lambda x: x[:, :1], lambda x: jnp.zeros(()), lambda x: x[None]]
 )
 def test_an_edit_that_changes_the_shape_is_refused(bad, params, tokens, plain) -> None:
     with pytest.raises(InputError, match=r"the edit at 'blocks.0.mlp.hook_post' must keep the shape \(2, 9, 20\)"):
