@@ -129,7 +129,9 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype=jnp.float32, pro
     if processed:
         params = process_weights(params, cfg.processing)
     saes = [load_sae(p, dtype=dtype) for p in sorted((path / "saes").glob("*/"))]
-    named = {p.name: check_fits(sae, cfg, p.name) for p, sae in zip(sorted((path / "saes").glob("*/")), saes, strict=True)}
+    named = {
+        p.name: check_fits(sae, cfg, p.name) for p, sae in zip(sorted((path / "saes").glob("*/")), saes, strict=True)
+    }
     tokenizer_file = path / "tokenizer.json"
     tokenizer = read_tokenizer(tokenizer_file) if tokenizer_file.is_file() else None
     return Bundle(cfg, params, named, tokenizer, path, manifest)

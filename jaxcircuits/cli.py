@@ -88,7 +88,7 @@ def _ends(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--target-sae", metavar="NAME", help="target SAE (default: the latest)")
 
 
-# --- attribute ---------------------------------------------------------------------------------------------------------
+# --- attribute ------------------------------------------------------------------------------------
 
 
 def _attribute(commands: Any) -> None:
@@ -109,7 +109,9 @@ jaxcircuits attribute                     # the shipped weights and their storie
     _ends(sub)
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help="one or more prompts; BOS is added")
-    what.add_argument("--prompt-ids", metavar="FILE", help="JSON list of token ids, or list of lists, taken as they are")
+    what.add_argument(
+        "--prompt-ids", metavar="FILE", help="JSON list of token ids, or list of lists, taken as they are"
+    )
     what.add_argument("--corpus", metavar="FILE", help=".txt, .jsonl or .parquet with one prompt a record")
     sub.add_argument(
         "--targets", nargs="+", action="extend", type=_target, metavar="POS:FEATURE", help="only these; POS may be last"
@@ -117,15 +119,21 @@ jaxcircuits attribute                     # the shipped weights and their storie
     sub.add_argument("--positions", choices=p.POSITIONS, default="same", help="where sources may be (default same)")
     sub.add_argument("--method", choices=p.METHODS, default="auto", help="how to compute (default auto)")
     sub.add_argument("--derivative", choices=p.DERIVATIVES, default="exact", help="what is differentiated")
-    sub.add_argument("--splice", choices=p.SPLICES, default="none", help="SAEs put in place of their hook (default none)")
+    sub.add_argument(
+        "--splice", choices=p.SPLICES, default="none", help="SAEs put in place of their hook (default none)"
+    )
     sub.add_argument("--target-quantity", choices=p.QUANTITIES, default="activation", help="of the target feature")
     sub.add_argument("--source-basis", choices=p.BASES, default="features", help="SAE features, or the hook's neurons")
-    sub.add_argument("--source-threshold", type=_threshold, default=0.0, metavar="X|all", help="strictly above (default 0)")
+    sub.add_argument(
+        "--source-threshold", type=_threshold, default=0.0, metavar="X|all", help="strictly above (default 0)"
+    )
     sub.add_argument("--target-threshold", type=float, default=0.0, metavar="X", help="strictly above (default 0)")
     sub.add_argument("--top-n", type=int, metavar="N", help="keep a target's N largest |attribution| (default: all)")
     sub.add_argument("--include-bos", action="store_true", help="let BOS be source and target")
     sub.add_argument("--no-splice-bos", action="store_true", help="leave BOS as it is where an SAE is spliced in")
-    sub.add_argument("--precision", choices=("highest", "high", "default"), default="highest", help="of matrix products")
+    sub.add_argument(
+        "--precision", choices=("highest", "high", "default"), default="highest", help="of matrix products"
+    )
     sub.add_argument("--truncate", action="store_true", help="cut prompts that are longer than the context")
     sub.add_argument("--skip-bad", action="store_true", help="leave out prompts that cannot be used, and say which")
     sub.add_argument("--out", metavar="DIR", help="run directory (default: the next free runs/attribute-NNN)")
@@ -218,7 +226,7 @@ def _warn(sentence: str) -> None:
     print(f"jaxcircuits: warning: {sentence}", file=sys.stderr)
 
 
-# --- study -------------------------------------------------------------------------------------------------------------
+# --- study ----------------------------------------------------------------------------------------
 
 PROMPT = "Once upon a time, there was a little girl named Lily. She was about"
 
@@ -228,17 +236,19 @@ def _study(commands: Any) -> None:
         commands,
         "study",
         _run_study,
-        "The original notebook on any bundle: one feature's gradients against cosines, then all of a prompt and a story.",
+        "The original notebook on any bundle: one feature's gradients against cosines, then a prompt's and a story's.",
         """
 jaxcircuits study --out runs/study
-jaxcircuits study --bundle original --prompt "He had to help Daisy. He was about" --feature 880 --mark 7105 --out runs/daisy
+jaxcircuits study --bundle original --prompt "He had to help Daisy. He was about" --feature 880 --out runs/daisy
 jaxcircuits study --prompt-ids prompt.json --story-ids story.json --out runs/ids""",
     )
     _ends(sub)
     prompt, story = sub.add_mutually_exclusive_group(), sub.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the short prompt")
     prompt.add_argument("--prompt-ids", metavar="FILE", help="JSON list of token ids, taken as they are")
-    story.add_argument("--story", metavar="TEXT", help="the longer text of the pairs (default: the first shipped story)")
+    story.add_argument(
+        "--story", metavar="TEXT", help="the longer text of the pairs (default: the first shipped story)"
+    )
     story.add_argument("--story-ids", metavar="FILE", help="JSON list of token ids, taken as they are")
     sub.add_argument("--feature", type=int, metavar="F", help="target (default: the strongest at the last position)")
     sub.add_argument("--mark", type=int, metavar="S", help="source feature to mark in the histogram")
@@ -275,7 +285,7 @@ def _run_study(args: argparse.Namespace) -> None:
         print(f"written to {args.out}")
 
 
-# --- convert -----------------------------------------------------------------------------------------------------------
+# --- convert --------------------------------------------------------------------------------------
 
 
 def _convert(commands: Any) -> None:
@@ -290,10 +300,16 @@ jaxcircuits convert --model roneneldan/TinyStories-2Layers-33M --sae 18_morning_
 jaxcircuits convert --model ./gpt-neo --sae lovish/SAE-tiny-stories-2L-33M-L1-291 --dtype float16 --out bundle""",
     )
     sub.add_argument("--model", required=True, metavar="SRC", help="directory, or hub id as owner/name[@revision]")
-    sub.add_argument("--sae", action="append", default=[], metavar="SRC", help=".pt with its .json, directory, or hub id")
+    sub.add_argument(
+        "--sae", action="append", default=[], metavar="SRC", help=".pt with its .json, directory, or hub id"
+    )
     sub.add_argument("--revision", metavar="REV", help="of a hub model: branch, tag or commit")
     sub.add_argument(
-        "--ignore-config-field", action="append", default=[], metavar="NAME", help="accept a field that is not understood"
+        "--ignore-config-field",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="accept a field that is not understood",
     )
     sub.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="to store in (default: as it came)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the bundle to make")
@@ -316,7 +332,7 @@ def _run_convert(args: argparse.Namespace) -> None:
         _run_info(argparse.Namespace(bundle=args.out))
 
 
-# --- info --------------------------------------------------------------------------------------------------------------
+# --- info -----------------------------------------------------------------------------------------
 
 
 def _info(commands: Any) -> None:
@@ -337,7 +353,7 @@ def _run_info(args: argparse.Namespace) -> None:
     print_tables(*bundle_tables(load_bundle(args.bundle)))
 
 
-# --- train -------------------------------------------------------------------------------------------------------------
+# --- train ----------------------------------------------------------------------------------------
 
 
 def _train(commands: Any) -> None:

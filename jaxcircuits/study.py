@@ -45,7 +45,13 @@ class Study:
 
 @partial(jax.jit, static_argnames="problem")
 def _activations(
-    params: Any, source: SAE, target: SAE, tokens: Int[Array, "pos"], nudge: Float[Array, "pos d_in"], *, problem: Problem
+    params: Any,
+    source: SAE,
+    target: SAE,
+    tokens: Int[Array, "pos"],
+    nudge: Float[Array, "pos d_in"],
+    *,
+    problem: Problem,
 ) -> tuple[Array, Array, Array, Array]:
     """The source hook before and after the splice, and both SAEs' activations; `nudge` is added before the splice."""
     arriving, _ = source_side(problem, params, source, tokens)
@@ -90,7 +96,9 @@ def run_study(
     with jax.default_matmul_precision("highest"):
         tokens = jnp.asarray(prompt)
         run = partial(_activations, bundle.params, both.source, both.target, tokens, problem=problem)
-        arriving, h, source_acts, target_acts = run(jnp.zeros((len(prompt), both.source.cfg.d_in), tables.directions.dtype))
+        arriving, h, source_acts, target_acts = run(
+            jnp.zeros((len(prompt), both.source.cfg.d_in), tables.directions.dtype)
+        )
         source_acts, target_acts = np.asarray(source_acts), np.asarray(target_acts)
         last = len(prompt) - 1
         if feature is None:
@@ -134,7 +142,9 @@ def run_study(
         "story_cosines": story_edges["cosine_similarity"],
     }
     same = targets[:, None, 0] == sources[None, :, 0]
-    prompt_cosines = np.stack([_cosines(tables, int(f))[sources[:, 1]] for f in targets[:, 1]]) if len(targets) else same * 0.0
+    prompt_cosines = (
+        np.stack([_cosines(tables, int(f))[sources[:, 1]] for f in targets[:, 1]]) if len(targets) else same * 0.0
+    )
     check = partial(agreement, seed=seed)
     agreements = {
         "all source features": check(cosines, along_decoder),
@@ -142,9 +152,7 @@ def run_study(
         "prompt pairs, same position": check(
             prompt_cosines[same], pairs[same], clusters=np.broadcast_to(sources[None, :, 0], same.shape)[same]
         ),
-        "story pairs": check(
-            arrays["story_cosines"], -arrays["story_gradients"], clusters=arrays["story_pairs"][:, 0]
-        ),
+        "story pairs": check(arrays["story_cosines"], -arrays["story_gradients"], clusters=arrays["story_pairs"][:, 0]),
     }
     facts = {
         "source_sae": both.source_name,
@@ -197,6 +205,8 @@ def _along_sources(
 
 def _cosines(tables: Tables, feature: int) -> Float[np.ndarray, "d_sae"]:
     """Cosine of every source's write with one target's read, on processed weights."""
+    assert tables.writes is not None
+    assert tables.reads is not None
     norms = tables.writes_norm * tables.reads_norm[feature]
     return np.asarray(tables.writes @ tables.reads[feature]) / np.where(norms > 0, norms, 1)
 

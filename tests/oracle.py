@@ -116,7 +116,9 @@ def hugging_face_model(cfg: ModelConfig, params: ModelWeights) -> Any:
         assert not any(np.any(b) for b in (block.attn.b_Q, block.attn.b_K, block.attn.b_V))
         prefix, attn = f"transformer.h.{layer}", block.attn
         for name, W in (("q", attn.W_Q), ("k", attn.W_K), ("v", attn.W_V)):
-            names[f"{prefix}.attn.attention.{name}_proj.weight"] = np.asarray(W).transpose(0, 2, 1).reshape(-1, cfg.d_model)
+            names[f"{prefix}.attn.attention.{name}_proj.weight"] = (
+                np.asarray(W).transpose(0, 2, 1).reshape(-1, cfg.d_model)
+            )
         names |= {
             f"{prefix}.attn.attention.out_proj.weight": np.asarray(attn.W_O).reshape(-1, cfg.d_model).T,
             f"{prefix}.attn.attention.out_proj.bias": attn.b_O,

@@ -33,7 +33,7 @@ def run(*argv: str) -> int:
         return int(stop.code or 0)
 
 
-# --- what works --------------------------------------------------------------------------------------------------------
+# --- what works -----------------------------------------------------------------------------------
 
 
 def test_attribute_writes_a_run_and_prints_its_strongest_edges(bundle: str, capsys) -> None:
@@ -57,7 +57,10 @@ def test_without_a_place_it_takes_the_next_free_one(bundle: str) -> None:
 def test_options_reach_the_run(bundle: str) -> None:
     Path("ids.json").write_text("[[0, 3, 4, 5], [0, 7, 8]]")
     options = "--prompt-ids ids.json --method reference --splice both --include-bos --source-threshold 0.1 --top-n 2"
-    assert run("attribute", "--bundle", bundle, *options.split(), "--target-threshold", "0.2", "--out", "r", "--quiet") == 0
+    assert (
+        run("attribute", "--bundle", bundle, *options.split(), "--target-threshold", "0.2", "--out", "r", "--quiet")
+        == 0
+    )
     record = json.loads(Path("r/run.json").read_text())
     expected = {"method": "reference", "splice": "both", "include_bos": True, "source_threshold": 0.1, "top_n": 2}
     assert expected.items() <= record["settings"].items()
@@ -69,7 +72,10 @@ def test_options_reach_the_run(bundle: str) -> None:
 
 
 def test_named_targets(bundle: str) -> None:
-    assert run("attribute", "--bundle", bundle, "--prompt", "w3 w4", "--targets", "last:4", "1:2", "--out", "r", "--quiet") == 0
+    assert (
+        run("attribute", "--bundle", bundle, "--prompt", "w3 w4", "--targets", "last:4", "1:2", "--out", "r", "--quiet")
+        == 0
+    )
     targets = load_run("r").targets.to_pandas()
     assert targets[["target_pos", "target_feature"]].to_numpy().tolist() == [[1, 2], [2, 4]]
 
@@ -142,7 +148,9 @@ def test_help_has_examples(command: str, capsys) -> None:
 
 
 def test_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "jaxcircuits", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxcircuits", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("jaxcircuits 0.")
 
 
@@ -153,7 +161,7 @@ def test_importing_loads_no_framework() -> None:
     assert done.stdout.strip() == "[]"
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 class _Bomb:
@@ -213,13 +221,22 @@ BAD: dict[str, tuple[str, str]] = {
     "unknown option": ("attribute --bundle B --prompt w3 --colour red", "unrecognized arguments: --colour red"),
     "unknown command": ("attrbute", "invalid choice: 'attrbute'"),
     "threshold": ("attribute --bundle B --prompt w3 --source-threshold many", "expected a number or 'all', got 'many'"),
-    "targets": ("attribute --bundle B --prompt w3 --targets five", "expected POSITION:FEATURE such as 9:880 or last:880, got 'five'"),
+    "targets": (
+        "attribute --bundle B --prompt w3 --targets five",
+        "expected POSITION:FEATURE such as 9:880 or last:880, got 'five'",
+    ),
     "target far away": ("attribute --bundle B --prompt w3 --targets 9:1", "positions 0..1"),
     "target on BOS": ("attribute --bundle B --prompt w3 --targets 0:1", "--include-bos"),
     "unknown SAE": ("attribute --bundle B --prompt w3 --source-sae x", "no SAE 'x'"),
-    "SAEs in the wrong order": ("attribute --bundle B --prompt w3 --source-sae blocks.1.mlp.hook_post", "must sit before"),
+    "SAEs in the wrong order": (
+        "attribute --bundle B --prompt w3 --source-sae blocks.1.mlp.hook_post",
+        "must sit before",
+    ),
     "a file in the way": ("attribute --bundle B --prompt w3 --out words.csv/x", "words.csv"),
-    "study, unknown feature": ("study --bundle B --prompt w3 --story w3 --feature 999 --out o", "features 0..25, got 999"),
+    "study, unknown feature": (
+        "study --bundle B --prompt w3 --story w3 --feature 999 --out o",
+        "features 0..25, got 999",
+    ),
     "study, unknown mark": ("study --bundle B --prompt w3 --story w3 --mark 999 --out o", "999"),
     "study, too long": ("study --bundle B --prompt LONG --story w3 --out o", "context holds 16"),
     "study without a place": ("study --bundle B", "--out"),
@@ -229,7 +246,10 @@ BAD: dict[str, tuple[str, str]] = {
     "convert a pickle with code": ("convert --model pickled --out o", "pickled"),
     "train on nothing": ("train lm --corpus nowhere.txt --out o", "nowhere.txt"),
     "train with odd heads": ("train lm --corpus words.txt --n-heads 5 --out o", "n_heads must divide d_model"),
-    "train an SAE on an unknown hook": ("train sae --bundle B --corpus words.txt --hook h --out o", "no hook point 'h'"),
+    "train an SAE on an unknown hook": (
+        "train sae --bundle B --corpus words.txt --hook h --out o",
+        "no hook point 'h'",
+    ),
     "truncated weights": ("attribute --bundle TRUNCATED --prompt w3", "damaged or no safetensors"),
     "an SAE of another width": ("attribute --bundle WIDE --prompt w3", "d_in is 32"),
     "an SAE of another hook": ("attribute --bundle DEEP --prompt w3", "no hook point 'blocks.2.mlp.hook_post'"),

@@ -26,7 +26,9 @@ NAMES = {
 }  # fmt: skip
 
 
-def oracle_study(model: Any, bundle: Bundle, prompt: np.ndarray, story: np.ndarray, feature: int) -> dict[str, np.ndarray]:
+def oracle_study(
+    model: Any, bundle: Bundle, prompt: np.ndarray, story: np.ndarray, feature: int
+) -> dict[str, np.ndarray]:
     """The notebook in PyTorch: one backward pass a target, of *minus* its activation."""
     import torch
 
@@ -62,7 +64,10 @@ def oracle_study(model: Any, bundle: Bundle, prompt: np.ndarray, story: np.ndarr
     every = -oracle_gradients(model, prompt, source, target, out["prompt_targets"], "both")
     out["prompt_hook_gradients"] = every
     out["prompt_gradients"] = np.array(
-        [[g[t] @ W_dec[s] if t <= p else 0 for t, s in out["prompt_sources"]] for g, (p, _) in zip(every, out["prompt_targets"], strict=True)],
+        [
+            [g[t] @ W_dec[s] if t <= p else 0 for t, s in out["prompt_sources"]]
+            for g, (p, _) in zip(every, out["prompt_targets"], strict=True)
+        ],
         np.float32,
     )
 
@@ -123,11 +128,15 @@ def test_every_quantity_agrees_with_the_notebook(model: dict[str, Any]) -> None:
 @pytest.mark.torch
 def test_the_originals_size() -> None:
     """d_model 1024, 16 heads, d_mlp 4096, d_sae 16384, vocabulary and context of TinyStories-2Layers-33M."""
-    cfg = tiny_config(d_model=1024, n_heads=16, d_head=64, d_mlp=4096, d_vocab=50257, n_ctx=2048, window=256, bos_token_id=50256)
+    cfg = tiny_config(
+        d_model=1024, n_heads=16, d_head=64, d_mlp=4096, d_vocab=50257, n_ctx=2048, window=256, bos_token_id=50256
+    )
     saes = {f"blocks.{i}.mlp.hook_post": sae for i, sae in enumerate(tiny_saes(cfg, d_sae=16384).values())}
     quiet = {}
     for name, sae in saes.items():  # few of so many features are on, as in a trained one
-        weights = sae.weights._replace(W_enc=6 * sae.weights.W_enc, b_enc=sae.weights.b_enc - 9.0, W_dec=0.2 * sae.weights.W_dec)
+        weights = sae.weights._replace(
+            W_enc=6 * sae.weights.W_enc, b_enc=sae.weights.b_enc - 9.0, W_dec=0.2 * sae.weights.W_dec
+        )
         quiet[name] = type(sae)(weights, sae.cfg)
     bundle = tiny_bundle(cfg, saes=quiet, tokenizer=False)
     prompt, story = (np.asarray(random_tokens(cfg, n, seed=n)) for n in (10, 24))
@@ -136,7 +145,9 @@ def test_the_originals_size() -> None:
     assert len(study.arrays["story_pairs"]) > 1000
     theirs = transformer_lens_model(cfg, random_params(cfg))
     assert_same_study(study, oracle_study(theirs, bundle, prompt, story, int(study.arrays["feature"])))
-    edges, _ = Engine(bundle, Settings(source_threshold=1.0, target_threshold=1.0, method="structured")).run([(0, story)])
+    edges, _ = Engine(bundle, Settings(source_threshold=1.0, target_threshold=1.0, method="structured")).run(
+        [(0, story)]
+    )
     assert_close(-edges["gradient"], study.arrays["story_gradients"], "methods", "structured")
 
 
@@ -158,7 +169,9 @@ def test_agreement_is_reported_in_the_derivatives_own_sign() -> None:
     a = study.arrays
     found = study.agreements["story pairs"]
     assert found.pairs == len(a["story_pairs"])
-    assert found.spearman.value == pytest.approx(spearmanr(a["story_cosines"], -a["story_gradients"]).statistic, abs=1e-12)
+    assert found.spearman.value == pytest.approx(
+        spearmanr(a["story_cosines"], -a["story_gradients"]).statistic, abs=1e-12
+    )
     same = np.sign(a["cosine_sims"]) == np.sign(-a["decoder_grads"])
     assert study.agreements["all source features"].sign_agreement.value == pytest.approx(same.mean(), abs=1e-12)
     assert found.spearman.low <= found.spearman.value <= found.spearman.high

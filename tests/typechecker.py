@@ -6,7 +6,6 @@ from typing import Any
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintPep673Exception
 
-
 NUMBERS = BeartypeConf(is_pep484_tower=True)
 """Where a float is expected an int will do, as the type checker has it."""
 

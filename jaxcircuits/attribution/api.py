@@ -61,8 +61,10 @@ def attribute(
     >>> result.edges.column_names[:4]
     ['prompt', 'target_pos', 'target_feature', 'source_pos']
     >>> edges = result.to_pandas()
-    >>> bool((edges.source_pos <= edges.target_pos).all()), bool((edges.attribution == edges.gradient * edges.source_act).all())
-    (True, True)
+    >>> bool((edges.source_pos <= edges.target_pos).all())
+    True
+    >>> bool((edges.attribution == edges.gradient * edges.source_act).all())
+    True
     """
     unknown = sorted(set(settings) - set(Settings.__dataclass_fields__))
     if unknown:

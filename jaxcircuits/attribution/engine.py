@@ -183,7 +183,9 @@ class Engine:
                 for row, (e, t) in self._run_batch(batch, targets):
                     edges[row], listed[row] = e, t
         rows = [row for row, _ in prompts]
-        return concatenate((edges[r] for r in rows), EDGE_COLUMNS), concatenate((listed[r] for r in rows), TARGET_COLUMNS)
+        return concatenate((edges[r] for r in rows), EDGE_COLUMNS), concatenate(
+            (listed[r] for r in rows), TARGET_COLUMNS
+        )
 
     def _batches(self, prompts: Sequence[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
         by_length: dict[int, list[tuple[int, np.ndarray]]] = {}
@@ -213,9 +215,7 @@ class Engine:
         )
         source_acts = np.asarray(passed.source_acts)
         pre_acts = np.asarray(passed.target_pre_acts)
-        chosen = [
-            self._choose(row, ids, source_acts[i], pre_acts[i], named) for i, (row, ids) in enumerate(prompts)
-        ]
+        chosen = [self._choose(row, ids, source_acts[i], pre_acts[i], named) for i, (row, ids) in enumerate(prompts)]
         attribute = self._structured if self.method == "structured" else self._reference
         parts: list[list[tuple[Columns, Columns]]] = [[] for _ in prompts]
         for i, part in attribute(chosen, jnp.asarray(tokens), passed):

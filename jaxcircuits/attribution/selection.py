@@ -10,15 +10,15 @@ from jaxcircuits.errors import InputError
 
 
 class Sources(NamedTuple):
-    """Sources by position; slots past `count` repeat feature 0 and are never read."""
+    """Sources by position; slots past `counts` repeat feature 0 and are never read."""
 
     feature: Int[np.ndarray, "pos slot"]
-    count: Int[np.ndarray, "pos"]
+    counts: Int[np.ndarray, "pos"]
 
     @property
     def valid(self) -> Bool[np.ndarray, "pos slot"]:
         """Which slots hold a source."""
-        return np.arange(self.feature.shape[1]) < self.count[:, None]
+        return np.arange(self.feature.shape[1]) < self.counts[:, None]
 
 
 class Targets(NamedTuple):
@@ -49,9 +49,7 @@ def select_sources(
     """Sources whose activation is strictly greater than the threshold, at the positions that count."""
     d_sae = acts.shape[1]
     if threshold == "all":
-        return Sources(
-            np.broadcast_to(np.arange(d_sae, dtype=np.int32), acts.shape), np.where(counted, d_sae, 0)
-        )
+        return Sources(np.broadcast_to(np.arange(d_sae, dtype=np.int32), acts.shape), np.where(counted, d_sae, 0))
     pos, feature = np.nonzero((acts > threshold) & counted[:, None])
     count = np.bincount(pos, minlength=len(acts))
     slot = np.arange(len(pos)) - np.repeat(np.cumsum(count) - count, count)
@@ -68,9 +66,7 @@ def select_targets(
     return Targets(pos.astype(np.int32), feature.astype(np.int32))
 
 
-def named_targets(
-    targets: Sequence[tuple[int, int]], d_sae: int, counted: Bool[np.ndarray, "pos"]
-) -> Targets:
+def named_targets(targets: Sequence[tuple[int, int]], d_sae: int, counted: Bool[np.ndarray, "pos"]) -> Targets:
     """The targets a user named, `(position, feature)`; a negative position counts from the end.
 
     Raises:
@@ -87,6 +83,4 @@ def named_targets(
             raise InputError(f"target {pos}:{feature} sits on BOS, which is left out; pass --include-bos to have it.")
         resolved.append((pos % length, feature))
     resolved = sorted(set(resolved))
-    return Targets(
-        np.array([p for p, _ in resolved], np.int32), np.array([f for _, f in resolved], np.int32)
-    )
+    return Targets(np.array([p for p, _ in resolved], np.int32), np.array([f for _, f in resolved], np.int32))

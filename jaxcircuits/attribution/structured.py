@@ -197,7 +197,7 @@ def structured(
     problem: Problem,
     everywhere: bool,
 ) -> Float[Array, "batch target *pos slot"]:
-    """Derivatives of a batch of sequences: `[batch, target, slot]`, or with `everywhere` `[batch, target, pos, slot]`."""
+    """Derivatives of a batch of sequences, at each target's own position or, with `everywhere`, at all of them."""
     block = params.blocks[int(problem.target_hook.split(".")[1])]
 
     def one(segment, pos, feature, listed):

@@ -101,7 +101,7 @@ class Hooks:
     """The taps and edits of one forward pass. Lives during tracing only; the pass stays a pure function."""
 
     def __init__(self, cfg: ModelConfig, taps: Iterable[str], edits: Edits | None) -> None:
-        self.acts: dict[str, Float[Array, "..."]] = {}
+        self.acts: dict[str, Float[Array, ...]] = {}
         self._taps = {check_hook(cfg, name) for name in taps}
         self._edits = {check_hook(cfg, name): edit for name, edit in (edits or {}).items()}
 

@@ -55,7 +55,7 @@ def _fold_into_mlp(ln: NormWeights | None, mlp: MLPWeights) -> MLPWeights:
 
 
 def center_writing_weights(params: ModelWeights) -> ModelWeights:
-    """Removes from whatever writes to the residual stream its mean over `d_model`, which every norm subtracts anyway."""
+    """Removes from whatever writes to the residual stream its mean over `d_model`, which norms subtract anyway."""
 
     def center(x):
         return x - x.mean(-1, keepdims=True)

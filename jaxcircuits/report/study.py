@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -13,9 +14,7 @@ from jaxcircuits.report.plots import histogram_marked, pair_map, save, scatter_a
 from jaxcircuits.study import Study
 
 
-def write_study(
-    study: Study, out: str | os.PathLike, *, mark: int | None = None, overwrite: bool = False
-) -> None:
+def write_study(study: Study, out: str | os.PathLike, *, mark: int | None = None, overwrite: bool = False) -> None:
     """Writes `study.npz`, `study.json` and four figures into a directory, whole or not at all.
 
     Args:
@@ -50,9 +49,9 @@ def _figures(study: Study, out: Path, mark: int | None) -> None:
     active = arrays["active_source_features"]
     figure, ax = subplots(5.4, 4.2)
     title = f"{len(active)} active source features, target feature {feature}"
-    labels = {"xlabel": "cosine of the weights", "ylabel": "derivative of the target's activation"}
     cosines = arrays["cosine_sims"][active]
-    scatter_signed(ax, cosines, derivative[active], title=title, labels=active.tolist(), **labels)
+    axes: Any = {"xlabel": "cosine of the weights", "ylabel": "derivative of the target's activation"}
+    scatter_signed(ax, cosines, derivative[active], title=title, labels=active.tolist(), **axes)
     save(figure, out / "gradient_against_cosine.png")
 
     figure, ax = subplots(5.4, 4.2)

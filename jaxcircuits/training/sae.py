@@ -103,13 +103,14 @@ def _readout(bundle: Bundle, hook_name: str, d_in: int) -> Float[Array, "d_in n"
 
 @cache  # a static part of the state: another object would be compiled again
 def _optimiser(settings: SAETraining, n_steps: int) -> optax.GradientTransformation:
-    warmup, decay = round(settings.warmup * n_steps), round(settings.decay * n_steps)
-    parts = [
-        optax.linear_schedule(0.0, settings.lr, max(1, warmup)),
-        optax.constant_schedule(settings.lr),
-        optax.linear_schedule(settings.lr, 0.0, max(1, decay)),
-    ]
-    return optax.adam(optax.join_schedules(parts, [warmup, n_steps - decay]), b1=0.9, b2=0.99)
+    warmup, decay = max(1, round(settings.warmup * n_steps)), max(1, round(settings.decay * n_steps))
+
+    def schedule(step: Array) -> Array:
+        edges = jnp.minimum(1.0, jnp.minimum(step / warmup, (n_steps - step) / decay))
+        # A batch of the second phase holds few stories, whose tokens are alike: its gradients are noisier.
+        return settings.lr * edges * jnp.where(step < settings.reconstruction_steps, 1.0, settings.spliced_lr)
+
+    return optax.adam(schedule, b1=0.9, b2=0.99)
 
 
 def _unit_rows(W_dec: Float[Array, "d_sae d_in"]) -> Float[Array, "d_sae d_in"]:

@@ -93,6 +93,7 @@ class SAETraining:
             which the model reads an `mlp.hook_post`; the rest is measured at the hook. At other hook points all of it.
         spliced: Share of the steps, the last ones, in which the autoencoder is spliced into the model and the loss
             contains what that does to its predictions.
+        spliced_lr: Learning rate in these steps, as a share of what it would be.
         kl_weight: Weight of that, a KL divergence in nats, beside the unexplained share of the variance.
         seed: Initial weights and order of the text.
     """
@@ -110,11 +111,15 @@ class SAETraining:
     resamplings: int = 6
     read_weight: float = 0.5
     spliced: float = 0.5
-    kl_weight: float = 8.0
+    spliced_lr: float = 0.3
+    kl_weight: float = 5.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, positive=("expansion", "tokens", "batch_tokens", "buffer_tokens", "lr", "l0", "sparsity"))
+        _check(
+            self,
+            positive=("expansion", "tokens", "batch_tokens", "buffer_tokens", "lr", "spliced_lr", "l0", "sparsity"),
+        )
         for name in ("resamplings", "kl_weight"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}.")

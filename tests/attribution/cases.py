@@ -53,7 +53,7 @@ def edges_of(bundle: Bundle, prompts: list[tuple[int, np.ndarray]], targets=None
 
 
 def assert_same_edges(actual: Columns, expected: Columns, kind: str, columns=("gradient", "attribution")) -> None:
-    """Asserts that two edge lists have the same rows, derivatives that agree over each target's edges, and activations."""
+    """Asserts that two edge lists have the same rows, derivatives agreeing over each target's edges, activations."""
     for name in KEY:
         np.testing.assert_array_equal(actual[name], expected[name], name)
     keys = np.stack([expected[name] for name in KEY[:3]])
@@ -68,4 +68,6 @@ def assert_same_edges(actual: Columns, expected: Columns, kind: str, columns=("g
             off = np.maximum.reduceat(np.abs(actual[name] - expected[name]), starts)
             size = np.maximum.reduceat(np.abs(expected[name]), starts)
             worst = int((off - tolerance * size).argmax())
-            assert (off <= tolerance * size).all(), f"{name}: {off[worst]:.3g} off where the largest is {size[worst]:.3g}"
+            assert (off <= tolerance * size).all(), (
+                f"{name}: {off[worst]:.3g} off where the largest is {size[worst]:.3g}"
+            )

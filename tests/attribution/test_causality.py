@@ -18,9 +18,7 @@ def test_only_earlier_positions_inside_the_window_drive(window: int) -> None:
     pair = resolve(bundle, Settings(target_quantity="pre_activation"))
     _, h = source_side(pair.problem, bundle.params, pair.source, jnp.asarray(tokens))
     pos = jnp.arange(12, dtype=jnp.int32)
-    gradients = hook_gradients(
-        bundle.params, pair.target, jnp.asarray(tokens), h, pos, 0 * pos, problem=pair.problem
-    )
+    gradients = hook_gradients(bundle.params, pair.target, jnp.asarray(tokens), h, pos, 0 * pos, problem=pair.problem)
     reached = np.asarray(jnp.abs(gradients).max(-1) > 0)  # [target, pos]
     distance = np.arange(12)[:, None] - np.arange(12)[None]
     np.testing.assert_array_equal(reached, (distance >= 0) & (distance < window))
@@ -48,7 +46,10 @@ def test_splicing_the_target_changes_no_edge(method: str, spliced: str, same_as:
 def test_splicing_the_source_changes_edges() -> None:
     bundle = bundle_of("global then local")
     prompts = prompts_of(bundle, 13)
-    plain, spliced = (edges_of(bundle, prompts, splice=s, target_threshold=-np.inf, target_quantity="pre_activation") for s in ("none", "source"))
+    plain, spliced = (
+        edges_of(bundle, prompts, splice=s, target_threshold=-np.inf, target_quantity="pre_activation")
+        for s in ("none", "source")
+    )
     assert np.abs(plain["gradient"] - spliced["gradient"]).max() > 1e-3
 
 

@@ -44,9 +44,7 @@ def _oracle_edges(bundle, model, row: int, tokens: np.ndarray, **settings: Any) 
     first = 1 if bundle.cfg.bos_token_id is not None and not settings.get("include_bos") else 0
     targets = np.argwhere(differentiated > settings.get("target_threshold", 0.0))
     targets = targets[targets[:, 0] >= first]
-    at_hook = oracle_gradients(
-        model, tokens, source, target, targets, splice, quantity=quantity, keep_first=keep_first
-    )
+    at_hook = oracle_gradients(model, tokens, source, target, targets, splice, quantity=quantity, keep_first=keep_first)
     rows = []
     for (pos, feature), gradient in zip(targets, at_hook, strict=True):
         for source_pos in range(first, pos + 1):

@@ -31,7 +31,11 @@ def run(bundle, monkeypatch: pytest.MonkeyPatch):
 def test_it_holds_what_attribute_returns(bundle, run) -> None:
     whole = attribute(bundle, TEXTS, positions="all")
     assert len(run[0].record["parts"]) == 3
-    for mine, expected in ((run[0].edges, whole.edges), (run[0].targets, whole.targets), (run[0].prompts, whole.prompts)):
+    for mine, expected in (
+        (run[0].edges, whole.edges),
+        (run[0].targets, whole.targets),
+        (run[0].prompts, whole.prompts),
+    ):
         assert mine.schema == expected.schema
         for name in expected.column_names:
             a, b = (table.column(name).to_pylist() for table in (mine, expected))
@@ -73,7 +77,7 @@ def test_pandas_polars_and_duckdb_open_it(run) -> None:
     rows = run[0].edges.num_rows
     assert len(pandas.read_parquet("run/edges")) == rows
     assert len(polars.read_parquet("run/edges/*.parquet")) == rows
-    (count, cosines), = duckdb.sql("select count(*), count(cosine_similarity) from 'run/edges/*.parquet'").fetchall()
+    ((count, cosines),) = duckdb.sql("select count(*), count(cosine_similarity) from 'run/edges/*.parquet'").fetchall()
     assert count == rows
     same = run[0].to_pandas().query("source_pos == target_pos")
     assert cosines == len(same)
@@ -81,7 +85,9 @@ def test_pandas_polars_and_duckdb_open_it(run) -> None:
 
 def test_the_same_run_twice_is_the_same_bytes(bundle, run) -> None:
     attribute_to_run(bundle, Settings(positions="all"), read_prompts(bundle, texts=TEXTS), "again", quiet=True)
-    hashes = [[p[k]["sha256"] for p in load_run(d).record["parts"] for k in ("edges", "targets")] for d in ("run", "again")]
+    hashes = [
+        [p[k]["sha256"] for p in load_run(d).record["parts"] for k in ("edges", "targets")] for d in ("run", "again")
+    ]
     assert hashes[0] == hashes[1]
 
 

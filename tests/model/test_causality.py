@@ -94,7 +94,9 @@ def test_pattern_edges(window: int) -> None:
 def test_padding_at_the_end_changes_nothing_before_it() -> None:
     params, tokens = random_params(CFG, 9), random_tokens(CFG, 2, 7, seed=9)
     padded = jnp.pad(tokens, ((0, 0), (0, 9)), constant_values=3)
-    taps = [f"blocks.{layer}.{name}" for layer in (0, 1) for name in ("attn.hook_z", "mlp.hook_post", "hook_resid_post")]
+    taps = [
+        f"blocks.{layer}.{name}" for layer in (0, 1) for name in ("attn.hook_z", "mlp.hook_post", "hook_resid_post")
+    ]
     logits, acts = forward(params, CFG, tokens, taps=taps)
     padded_logits, padded_acts = forward(params, CFG, padded, taps=taps)
     assert logits is not None and padded_logits is not None
