@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from tokenizers import Tokenizer
 
 from jaxcircuits.config import ModelConfig, SAEConfig
 from jaxcircuits.errors import InputError
-from jaxcircuits.files import new_directory, read_json, sha256, write_json
+from jaxcircuits.files import new_directory, read_json, sha256, write_bytes, write_json
 from jaxcircuits.model import hook_width, process_weights
 from jaxcircuits.sae import SAE
 from jaxcircuits.sae.activations import activation
@@ -266,7 +266,7 @@ def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Any], dtype
     arrays = {k: np.asarray(v) for k, v in tensors.items()}
     if dtype is not None:
         arrays = {k: v.astype(dtype) for k, v in arrays.items()}
-    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+    write_bytes(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
 
 
 def model_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:

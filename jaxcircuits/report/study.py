@@ -76,7 +76,10 @@ def summary_tables(study: Study) -> tuple[Table, Table]:
         ("prompt", " ".join(repr(t) for t in facts["prompt_tokens"])),
         ("target feature at the last position", str(facts["feature"])),
         ("its activation, both SAEs spliced", f"{facts['feature_act']:.4f}"),
-        (f"after the nudge of neuron {facts['nudge_neuron']}", f"{facts['nudged_act']:.4f}"),
+        (
+            f"after the nudge of neuron {facts['nudge_neuron']}",
+            f"{facts['nudged_act']:.4f} ({facts['nudged_act'] - facts['feature_act']:+.4f})",
+        ),
         ("source features active there (> 0.1)", str(facts["active_source_features"])),
         ("largest source neurons there", " ".join(map(str, study.arrays["top_neurons"]))),
         ("active targets of the prompt (> 2)", str(facts["prompt_targets"])),

@@ -1,6 +1,7 @@
 """Printed tables."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,6 +53,15 @@ def edge_table(bundle: Bundle, prompts: Sequence[np.ndarray], edges: Columns) ->
     return table
 
 
+def _one_value(value: Any) -> str:
+    """A manifest's entry on few lines: one a nested entry, its numbers behind each other; checksums left out."""
+    if not isinstance(value, dict):
+        return str(value)
+    if not any(isinstance(v, dict) for v in value.values()):
+        return ", ".join(f"{k} {v}" for k, v in value.items() if not k.endswith("sha256"))
+    return "\n".join(f"{k}: {_one_value(v)}" for k, v in value.items())
+
+
 def _one_line(text: str) -> str:
     return text.replace("\n", "⏎")
 
@@ -72,7 +82,7 @@ def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
         ("vocabulary, context", f"{cfg.d_vocab:,}, {cfg.n_ctx}"),
         ("tokenizer", "yes, BOS first" if bundle.tokenizer is not None else "none: takes token ids"),
         ("weight processing", ", ".join(cfg.processing) or "none"),
-        *((k, str(v)) for k, v in bundle.manifest.items() if k not in ("schema", "sha256", "source_sha256")),
+        *((k, _one_value(v)) for k, v in bundle.manifest.items() if k not in ("schema", "sha256", "source_sha256")),
         ("runs on", f"{device.platform} ({device.device_kind}) × {jax.device_count()}"),
     ):
         model.add_row(name, escape(value))

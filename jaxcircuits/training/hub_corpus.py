@@ -21,7 +21,6 @@ def read_training_texts(source: str) -> list[str]:
 
 def _read_hub(source: str) -> Iterator[str]:
     from huggingface_hub import hf_hub_download, list_repo_files
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     match = re.fullmatch(r"hub:([^/@]+/[^/@]+)(?:@(.+))?", source)
     if match is None:
@@ -31,7 +30,9 @@ def _read_hub(source: str) -> Iterator[str]:
         names = training_files(source, list_repo_files(repo, repo_type="dataset", revision=revision))
         for name in names:
             yield from read_corpus(hf_hub_download(repo, name, repo_type="dataset", revision=revision))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # no network: of another type with each version of the hub's client
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"corpus: cannot read {source} ({reason}); check name, revision and network.") from None
 

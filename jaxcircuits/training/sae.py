@@ -105,7 +105,7 @@ def _readout(bundle: Bundle, hook_name: str, d_in: int) -> Float[Array, "d_in n"
 def _optimiser(settings: SAETraining, n_steps: int) -> optax.GradientTransformation:
     warmup, decay = max(1, round(settings.warmup * n_steps)), max(1, round(settings.decay * n_steps))
 
-    def schedule(step: Array) -> Array:
+    def schedule(step: Any) -> Any:
         edges = jnp.minimum(1.0, jnp.minimum(step / warmup, (n_steps - step) / decay))
         # A batch of the second phase holds few stories, whose tokens are alike: its gradients are noisier.
         return settings.lr * edges * jnp.where(step < settings.reconstruction_steps, 1.0, settings.spliced_lr)
