@@ -1,6 +1,7 @@
 """The weights that ship, against PyTorch and TransformerLens run live on the same stored values."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,7 +35,7 @@ def model(bundle):
 
 
 def test_logits_and_every_activation(bundle, story, model) -> None:
-    logits, acts = forward(bundle.params, bundle.cfg, story, taps=hook_names(bundle.cfg))
+    logits, acts = forward(bundle.params, bundle.cfg, jnp.asarray(story), taps=hook_names(bundle.cfg))
     assert logits is not None
     expected, cache = oracle_cache(model, story)
     assert_close(logits, expected, "oracle", "logits")
@@ -49,8 +50,8 @@ def test_autoencoders(bundle, story, model) -> None:
     _, cache = oracle_cache(model, story)
     for sae in bundle.saes.values():
         x, theirs = cache[sae.cfg.hook_name], TorchSAE(sae)
-        assert_close(encode(sae, x), theirs.encode(torch.tensor(x)), "sae", "feature activations")
-        assert_close(reconstruct(sae, x), theirs.reconstruct(torch.tensor(x)), "sae", "reconstruction")
+        assert_close(encode(sae, jnp.asarray(x)), theirs.encode(torch.tensor(x)), "sae", "feature activations")
+        assert_close(reconstruct(sae, jnp.asarray(x)), theirs.reconstruct(torch.tensor(x)), "sae", "reconstruction")
 
 
 @pytest.mark.parametrize("splice", ["none", "source"])

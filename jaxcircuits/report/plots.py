@@ -101,7 +101,11 @@ def pair_map(
 
     Zero is white; colour saturates at the 99th percentile. Where sources come later the cell is grey.
     """
-    limit = float(np.quantile(np.abs(gradients), 0.99)) if gradients.size else 1.0
+    ax.set(xlabel="active sources, by token", ylabel="active targets, by token", title=title)
+    if not gradients.size:
+        ax.text(0.5, 0.5, "no active pair", ha="center", va="center", transform=ax.transAxes)
+        return ax
+    limit = float(np.quantile(np.abs(gradients), 0.99))
     later = sources[None, :, 0] > targets[:, None, 0]
     shown = np.ma.masked_array(gradients, later)
     ax.set_facecolor("#eeeeee")
@@ -120,6 +124,5 @@ def pair_map(
             for edge in edges[1:-1]:
                 ax.axhline(edge - 0.5, color="black", lw=0.3)
     ax.tick_params(length=0)
-    ax.set(xlabel="active sources, by token", ylabel="active targets, by token", title=title)
     ax.figure.colorbar(image, ax=ax, label="derivative", shrink=0.8)
     return ax

@@ -35,10 +35,10 @@ class LMTraining:
     d_vocab: int = 4096
     n_ctx: int = 512
     window: int = 32
-    epochs: float = 3.0
-    batch_tokens: int = 8192
-    muon_lr: float = 0.02
-    adam_lr: float = 0.003
+    epochs: float = 6.0
+    batch_tokens: int = 2048
+    muon_lr: float = 0.01
+    adam_lr: float = 0.002
     weight_decay: float = 0.05
     warmup: float = 0.03
     seed: int = 0
