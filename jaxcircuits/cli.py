@@ -101,7 +101,9 @@ def _attribute(commands: Any) -> None:
         "Attribute every active target feature to every active source feature, and write a run directory.",
         """
 jaxcircuits attribute --prompt "Once upon a time there was a little dog."
-jaxcircuits attribute --prompt "The cat sat." --positions all --top-n 10 --out runs/cat
+jaxcircuits attribute --prompt "The cat sat." --positions all --top-k 10 --out runs/cat
+jaxcircuits attribute --prompt "The cat sat." --derivative frozen --parts kinds --stages
+jaxcircuits attribute --corpus stories.txt --positions all --min-attribution 0.01 --memory 8GB
 jaxcircuits attribute --prompt "The cat sat." --targets last:880
 jaxcircuits attribute --corpus stories.txt --truncate --out runs/stories
 jaxcircuits attribute                     # the shipped weights and their stories""",
@@ -119,6 +121,10 @@ jaxcircuits attribute                     # the shipped weights and their storie
     sub.add_argument("--positions", choices=p.POSITIONS, default="same", help="where sources may be (default same)")
     sub.add_argument("--method", choices=p.METHODS, default="auto", help="how to compute (default auto)")
     sub.add_argument("--derivative", choices=p.DERIVATIVES, default="exact", help="what is differentiated")
+    sub.add_argument("--gelu", choices=p.GELUS, default="tangent", help="what stands for a GELU where frozen")
+    sub.add_argument("--through", choices=p.THROUGH, default="total", help="direct: not through other SAEs' hooks")
+    sub.add_argument("--points", type=int, default=32, metavar="N", help="of the integrated derivative (default 32)")
+    sub.add_argument("--baseline", choices=p.BASELINES, default="zero", help="where its path begins (default zero)")
     sub.add_argument(
         "--splice", choices=p.SPLICES, default="none", help="SAEs put in place of their hook (default none)"
     )
@@ -128,12 +134,23 @@ jaxcircuits attribute                     # the shipped weights and their storie
         "--source-threshold", type=_threshold, default=0.0, metavar="X|all", help="strictly above (default 0)"
     )
     sub.add_argument("--target-threshold", type=float, default=0.0, metavar="X", help="strictly above (default 0)")
-    sub.add_argument("--top-n", type=int, metavar="N", help="keep a target's N largest |attribution| (default: all)")
+    sub.add_argument("--top-k", type=int, metavar="N", help="keep a target's N largest |attribution| (default: all)")
+    sub.add_argument("--min-attribution", type=float, metavar="X", help="keep |attribution| strictly above")
+    sub.add_argument(
+        "--parts", choices=p.PARTS, default="none", help="columns for residual stream, value, query, key; or by head"
+    )
+    sub.add_argument("--stages", action="store_true", help="columns on the way from cosine to gradient")
+    sub.add_argument(
+        "--completeness",
+        action=argparse.BooleanOptionalAction,
+        help="what the edges leave out, by kind (default: where it adds up to the target)",
+    )
     sub.add_argument("--include-bos", action="store_true", help="let BOS be source and target")
     sub.add_argument("--no-splice-bos", action="store_true", help="leave BOS as it is where an SAE is spliced in")
     sub.add_argument(
-        "--precision", choices=("highest", "high", "default"), default="highest", help="of matrix products"
+        "--precision", choices=tuple(p.PRECISIONS), default="highest", help="of matrix products (a CPU has one)"
     )
+    sub.add_argument("--memory", metavar="SIZE", help="to plan for, such as 8GB (default: what the device has)")
     sub.add_argument("--truncate", action="store_true", help="cut prompts that are longer than the context")
     sub.add_argument("--skip-bad", action="store_true", help="leave out prompts that cannot be used, and say which")
     sub.add_argument("--out", metavar="DIR", help="run directory (default: the next free runs/attribute-NNN)")
@@ -160,6 +177,7 @@ def _threshold(text: str) -> float | str:
 
 def _run_attribute(args: argparse.Namespace) -> None:
     from jaxcircuits.attribution import Settings
+    from jaxcircuits.attribution.plan import parse_memory
     from jaxcircuits.bulk.runner import attribute_to_run, next_free, read_prompts
     from jaxcircuits.bundle import load_bundle, shipped_bundle
     from jaxcircuits.files import check_free
@@ -173,6 +191,10 @@ def _run_attribute(args: argparse.Namespace) -> None:
         positions=args.positions,
         method=args.method,
         derivative=args.derivative,
+        gelu=args.gelu,
+        through=args.through,
+        points=args.points,
+        baseline=args.baseline,
         splice=args.splice,
         target_quantity=args.target_quantity,
         source_basis=args.source_basis,
@@ -180,7 +202,11 @@ def _run_attribute(args: argparse.Namespace) -> None:
         target_threshold=args.target_threshold,
         include_bos=args.include_bos,
         splice_bos=not args.no_splice_bos,
-        top_n=args.top_n,
+        top_k=args.top_k,
+        min_attribution=args.min_attribution,
+        parts=args.parts,
+        stages=args.stages,
+        completeness=args.completeness,
         precision=args.precision,
     )
     bundle = load_bundle(args.bundle)
@@ -201,6 +227,7 @@ def _run_attribute(args: argparse.Namespace) -> None:
         prompts,
         out,
         targets=args.targets,
+        memory=None if args.memory is None else parse_memory(args.memory),
         overwrite=args.overwrite,
         quiet=args.quiet,
         keep=args.show,

@@ -205,10 +205,10 @@ def _along_sources(
 
 def _cosines(tables: Tables, feature: int) -> Float[np.ndarray, "d_sae"]:
     """Cosine of every source's write with one target's read, on processed weights."""
-    assert tables.writes is not None
-    assert tables.reads is not None
-    norms = tables.writes_norm * tables.reads_norm[feature]
-    return np.asarray(tables.writes @ tables.reads[feature]) / np.where(norms > 0, norms, 1)
+    products = tables.products
+    assert products is not None
+    norms = products.writes_norm * products.reads_norm[feature]
+    return np.asarray(products.writes @ products.reads[feature]) / np.where(norms > 0, norms, 1)
 
 
 def _story(bundle: Bundle, story: np.ndarray, source: str | None, target: str | None) -> dict[str, np.ndarray]:

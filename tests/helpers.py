@@ -43,7 +43,7 @@ def assert_close(actual: Any, expected: Any, kind: str, what: str = "") -> None:
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
     if actual.size == 0:
         return
-    tolerance = TOLERANCES[kind][str(actual.dtype)]
+    tolerance = 0.0 if kind == "exact" else TOLERANCES[kind][str(actual.dtype)]
     a, b = actual.astype(np.float64), expected.astype(np.float64)
     assert not np.isnan(a).any() and not np.isnan(b).any(), f"{what}: NaN"
     infinite = np.isinf(a) | np.isinf(b)

@@ -56,13 +56,13 @@ def test_without_a_place_it_takes_the_next_free_one(bundle: str) -> None:
 
 def test_options_reach_the_run(bundle: str) -> None:
     Path("ids.json").write_text("[[0, 3, 4, 5], [0, 7, 8]]")
-    options = "--prompt-ids ids.json --method reference --splice both --include-bos --source-threshold 0.1 --top-n 2"
+    options = "--prompt-ids ids.json --method reference --splice both --include-bos --source-threshold 0.1 --top-k 2"
     assert (
         run("attribute", "--bundle", bundle, *options.split(), "--target-threshold", "0.2", "--out", "r", "--quiet")
         == 0
     )
     record = json.loads(Path("r/run.json").read_text())
-    expected = {"method": "reference", "splice": "both", "include_bos": True, "source_threshold": 0.1, "top_n": 2}
+    expected = {"method": "reference", "splice": "both", "include_bos": True, "source_threshold": 0.1, "top_k": 2}
     assert expected.items() <= record["settings"].items()
     edges = load_run("r").to_pandas()
     assert edges.groupby(["prompt", "target_pos", "target_feature"]).size().max() == 2

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcircuits.attribution.edges import EDGE_COLUMNS, TARGET_COLUMNS, Result, to_arrow
+from jaxcircuits.attribution.edges import Result, to_arrow
 from jaxcircuits.attribution.engine import Engine
 from jaxcircuits.attribution.problem import Settings
 from jaxcircuits.bundle import Bundle
@@ -47,7 +47,7 @@ def attribute(
         target: Name of the target SAE; by default the one on the latest.
         targets: `(position, feature)` to attribute in each prompt; by default every active one.
         **settings: Any other field of `Settings`: `positions`, `method`, `derivative`, `splice`,
-            `source_threshold`, `target_threshold`, `include_bos`, `top_n` and so on.
+            `source_threshold`, `target_threshold`, `include_bos`, `top_k` and so on.
 
     Returns:
         Edges, targets and prompts as Arrow tables. `gradient` is in units of target activation per unit of source
@@ -57,7 +57,7 @@ def attribute(
         InputError: A prompt or a setting cannot be used; the sentence says why.
 
     >>> from jaxcircuits import attribute, load_bundle
-    >>> result = attribute(load_bundle(), "The dog ran to the park.", positions="all", top_n=3)
+    >>> result = attribute(load_bundle(), "The dog ran to the park.", positions="all", top_k=3)
     >>> result.edges.column_names[:4]
     ['prompt', 'target_pos', 'target_feature', 'source_pos']
     >>> edges = result.to_pandas()
@@ -77,8 +77,8 @@ def attribute(
     edges, found = engine.run(list(enumerate(ids)), targets)
     texts = [prompt if isinstance(prompt, str) else None for prompt in listed]
     return Result(
-        to_arrow(edges, EDGE_COLUMNS),
-        to_arrow(found, TARGET_COLUMNS),
+        to_arrow(edges, engine.edge_columns),
+        to_arrow(found, engine.target_columns),
         prompt_table(bundle, range(len(ids)), texts, ids),
         engine.description(),
     )

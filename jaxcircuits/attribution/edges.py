@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxcircuits.attribution.problem import Settings
+
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
@@ -39,9 +41,47 @@ TARGET_COLUMNS: dict[str, type] = {
     "attribution_sum": np.float32,
     "attribution_cut": np.float32,
 }
-"""One row a target: how many edges are listed and their sum, how many `top_n` cut and theirs."""
+"""One row a target: how many edges are listed and their sum; how many were cut, and the sum of what was."""
 
-_NULLABLE = ("cosine_similarity", "virtual_weight")
+REMAINDER_COLUMNS = (
+    "attribution_elsewhere",
+    "attribution_bos",
+    "sae_error",
+    "b_dec",
+    "residual_input",
+    "model_bias",
+    "gelu_constant",
+    "held",
+    "target_bias",
+    "baseline",
+    "unexplained",
+)
+"""What a target is made of besides: features at other positions and at BOS; at the source hook, the SAE's error and its
+bias; the residual stream beside the hook; the model's biases; the constants of linear GELUs; values held in between;
+the target SAE's own biases; the target where a path begins. `unexplained` is the target minus all of it and the edges.
+A kind that the derivative does not define is null."""
+
+
+def edge_columns(settings: Settings, n_heads: int) -> dict[str, type]:
+    """The columns of edges: those of the contract, then parts and stages by option."""
+    extra = part_names(settings.parts, n_heads) if settings.parts != "none" else ()
+    stages = ("norm_stage",) if settings.stages else ()
+    return EDGE_COLUMNS | dict.fromkeys((*extra, *stages), np.float32)
+
+
+def part_names(parts: str, n_heads: int) -> tuple[str, ...]:
+    """What an edge is made of: the residual stream, and attention through value, query and key."""
+    if parts == "heads":
+        return ("residual", *(f"{kind}_{head}" for kind in ("value", "query", "key") for head in range(n_heads)))
+    return ("residual", "value", "query", "key")
+
+
+def target_columns(settings: Settings) -> dict[str, type]:
+    """The columns of targets; with the remainder by kind where it is computed."""
+    return TARGET_COLUMNS | (dict.fromkeys(REMAINDER_COLUMNS, np.float32) if settings.complete else {})
+
+
+_NULLABLE = ("cosine_similarity", "virtual_weight", "norm_stage", *REMAINDER_COLUMNS)
 
 
 def empty(columns: Mapping[str, type]) -> Columns:

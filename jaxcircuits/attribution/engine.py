@@ -1,100 +1,64 @@
-"""From prompts to edges: run the model, choose sources and targets, differentiate, list.
+"""From prompts to edges: plan the shapes, run the programs batch by batch, make room where it was too small, list.
 
-1. Pad prompts of like length into a batch, run the model up to the target hook, encode both hooks.
-2. Choose sources and targets on the host; capacities are the next power of two, so nothing is ever cut.
-3. Differentiate in chunks of targets, by the method asked for.
-4. List every pair of a target and a source as an edge.
+1. Look at some prompts: how many sources and targets are there? The plan makes room for them (`plan`).
+2. Pad prompts of like length into a batch and run the programs (`program`).
+3. Where more was found than there is room for, run the batch again with more: nothing is ever cut.
+4. List every kept pair of a target and a source as an edge (`listing`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcircuits.attribution.edges import EDGE_COLUMNS, TARGET_COLUMNS, Columns, concatenate
-from jaxcircuits.attribution.problem import Problem, Settings, resolve, source_side, target_side
-from jaxcircuits.attribution.reference import hook_gradients, project_all, project_same
-from jaxcircuits.attribution.selection import (
-    Sources,
-    Targets,
-    bucket,
-    length_bucket,
-    named_targets,
-    select_sources,
-    select_targets,
+from jaxcircuits.attribution.edges import Columns, concatenate, edge_columns, target_columns
+from jaxcircuits.attribution.listing import list_edges
+from jaxcircuits.attribution.plan import Counts, Plan, device_memory, grown, make_plan
+from jaxcircuits.attribution.problem import PRECISIONS, Settings, layer_of, resolve
+from jaxcircuits.attribution.program import (
+    Found,
+    MLPTables,
+    Passed,
+    Shape,
+    Tables,
+    Task,
+    WeightProducts,
+    attribute_chunk,
+    forward_pass,
+    same_position,
 )
-from jaxcircuits.attribution.structured import Segment, dots, segment_of, structured
+from jaxcircuits.attribution.selection import named_targets
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import process_weights
-from jaxcircuits.sae import SAE, encode, pre_activations
-from jaxcircuits.sae.activations import activation
 
-TOKENS_A_BATCH = 4096
-REFERENCE_CHUNK = 32  # targets differentiated at once: each holds a gradient [pos, d_in]
-STRUCTURED_CHUNK_BYTES = 1 << 28  # of gathered table rows, the largest array of a chunk
+Prompts = Sequence[tuple[int, Int[np.ndarray, "_pos"]]]
+"""Row number and token ids of each."""
 
+Named = Sequence[tuple[int, int]] | None
+"""Targets by position and feature, the same in each prompt."""
 
-class Passed(NamedTuple):
-    """What a forward pass leaves for one batch of padded sequences; `segment` only for the structured method."""
-
-    h: Float[Array, "batch pos d_in"]
-    source_acts: Float[Array, "batch pos d_sae"]
-    target_pre_acts: Float[Array, "batch pos d_sae_target"]
-    segment: Segment | None
+PROBED = 4
+"""Batches that are looked at before a plan is made."""
 
 
-@partial(jax.jit, static_argnames=("problem", "neurons", "keep_segment"))
-def run_model(
-    params: Any,
-    source: SAE,
-    target: SAE,
-    tokens: Int[Array, "batch pos"],
-    *,
-    problem: Problem,
-    neurons: bool,
-    keep_segment: bool,
-) -> Passed:
-    """The shared forward pass: no unembedding, nothing after the target hook."""
+@dataclass
+class Report:
+    """What happened on the way.
 
-    def one(tokens):
-        arriving, h = source_side(problem, params, source, tokens)
-        acts = h if neurons else encode(source, arriving)
-        if keep_segment:
-            segment = segment_of(problem, params, target, h, tokens)
-            return Passed(h, acts, segment.target_pre_acts, segment)
-        at_target, _ = target_side(problem, params, h, tokens)
-        return Passed(h, acts, pre_activations(target, at_target), None)
+    Attributes:
+        batches: How many were run.
+        regrown: How many of them had to be run again with more room.
+        split: How many were run in halves because memory was short.
+    """
 
-    return jax.vmap(one)(tokens)
-
-
-class Tables(NamedTuple):
-    """What weights alone decide, computed once for a pair of SAEs."""
-
-    directions: Float[Array, "d_sae d_in"]  # what one unit of a source adds to its hook
-    E: Float[Array, "d_sae d_model"] | None  # ... to the residual stream
-    W_enc_rows: Float[Array, "d_sae_target d_mlp"]
-    reads: Float[Array, "d_sae_target d_model"] | None  # what a target reads there if norms and GELU were the identity
-    writes: Float[Array, "d_sae d_model"] | None  # E on processed weights, of which alone cosines speak
-    writes_norm: Float[np.ndarray, "d_sae"]
-    reads_norm: Float[np.ndarray, "d_sae_target"]
-
-
-class Chosen(NamedTuple):
-    """One sequence's sources and targets with their activations."""
-
-    row: int
-    sources: Sources
-    targets: Targets
-    source_acts: Float[np.ndarray, "pos d_sae"]
-    pre_acts: Float[np.ndarray, "target"]
-    acts: Float[np.ndarray, "target"]
+    batches: int = 0
+    regrown: int = 0
+    split: int = 0
 
 
 class Engine:
@@ -103,153 +67,302 @@ class Engine:
     Args:
         bundle: Model and SAEs.
         settings: What to attribute to what.
+        memory: Bytes to plan for; by default by what the device has.
 
     Raises:
         InputError: The settings do not fit the bundle, or ask of a method what it does not cover.
     """
 
-    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+    def __init__(self, bundle: Bundle, settings: Settings, memory: int | None = None) -> None:
         self.bundle = bundle
+        if settings.stages and settings.parts == "none":
+            settings = replace(settings, parts="kinds")
         self.settings = settings
         self.pair = resolve(bundle, settings)
         self.problem = self.pair.problem
-        if settings.method == "structured" and not self.problem.adjacent_mlps:
-            raise InputError(
-                "method 'structured' covers mlp.hook_post of adjacent layers, got "
-                f"{self.problem.source_hook} and {self.problem.target_hook}; use --method reference."
-            )
-        self.method = settings.method
-        if settings.method == "auto":
-            self.method = "structured" if self.problem.adjacent_mlps else "reference"
-        with jax.default_matmul_precision(settings.precision):
+        self.memory = memory
+        self.task = Task(self.problem, settings, self._way())
+        self.plan: Plan | None = None
+        self.baseline: Float[np.ndarray, d_sae] | None = None
+        self.report = Report()
+        self.edge_columns = edge_columns(settings, bundle.cfg.n_heads)
+        self.target_columns = target_columns(settings)
+        with jax.default_matmul_precision(PRECISIONS[settings.precision]):
             self.tables = self._tables()
+
+    @property
+    def method(self) -> str:
+        """The method that is used."""
+        return "reference" if self.task.way == "reference" else "structured"
+
+    def _way(self) -> str:
+        settings, problem = self.settings, self.problem
+        hooks = f"{problem.source_hook} and {problem.target_hook}"
+        if settings.stages and not problem.adjacent_mlps:
+            raise InputError(f"stages are defined for mlp.hook_post of adjacent layers, got {hooks}; leave them out.")
+        if settings.parts != "none" and not problem.target_hook.endswith((".mlp.hook_post", ".hook_mlp_out")):
+            raise InputError(
+                f"parts are of the attention in the target's block, so the target must sit on its MLP, got {hooks}; "
+                "leave --parts out."
+            )
+        if settings.complete and not problem.source_hook.endswith(".mlp.hook_post"):
+            if settings.completeness is None:
+                raise InputError(
+                    f"the {settings.derivative} derivative of {hooks} has no remainder by kind, which needs sources "
+                    "on an mlp.hook_post; pass --no-completeness to go without."
+                )
+            raise InputError(f"completeness needs sources on an mlp.hook_post, got {hooks}; leave it out.")
+        between = problem.both_mlps and not problem.adjacent_mlps
+        structured = problem.adjacent_mlps or (between and settings.parts == "none")
+        if settings.parts == "heads" and not (problem.adjacent_mlps and settings.method != "reference"):
+            raise InputError(
+                f"parts by head are computed by method structured for mlp.hook_post of adjacent layers, got {hooks} "
+                f"and method {settings.method}; ask for parts by kind."
+            )
+        if settings.stages and settings.method == "reference":
+            raise InputError("stages are computed by method structured, got method reference; leave one out.")
+        if settings.method == "structured" and not structured:
+            raise InputError(
+                f"method 'structured' covers SAEs on mlp.hook_post, and parts of adjacent layers, got {hooks}; "
+                "use --method reference."
+            )
+        if settings.method == "reference" or not structured:
+            return "reference"
+        return "between" if between else "adjacent"
 
     def description(self) -> dict[str, Any]:
         """The settings as asked for, and what was used where they left a choice."""
         used = {"source": self.pair.source_name, "target": self.pair.target_name, "method": self.method}
         hooks = {"source_hook": self.problem.source_hook, "target_hook": self.problem.target_hook}
-        return {**asdict(self.settings), **used, **hooks, "dtype": str(self.bundle.params.W_E.dtype)}
+        more = {"held": list(self.problem.held), "dtype": str(self.bundle.params.W_E.dtype)}
+        return {**asdict(self.settings), "completeness": self.settings.complete, **used, **hooks, **more}
 
     def _tables(self) -> Tables:
         source, target = self.pair.source.weights, self.pair.target.weights
         neurons = self.settings.source_basis == "neurons"
         d_in = self.pair.source.cfg.d_in
         directions = jnp.eye(d_in, dtype=source.W_dec.dtype) if neurons else source.W_dec
-        W_enc_rows = jnp.asarray(target.W_enc.T)
+        tables = Tables(directions, jnp.asarray(target.W_enc.T), None, None)
+        if not self.problem.both_mlps:
+            return tables
+        params, layer = self.bundle.params, layer_of(self.problem.target_hook)
+        W_out = params.blocks[layer_of(self.problem.source_hook)].mlp.W_out
+        attn, W_in = params.blocks[layer].attn, params.blocks[layer].mlp.W_in
+        W_heads = jnp.stack([W.swapaxes(1, 2) for W in (attn.W_V, attn.W_Q, attn.W_K)])
+        E = directions @ W_out
+        tables = tables._replace(mlps=MLPTables(W_out, E, W_heads))
         if not self.problem.adjacent_mlps:
-            none = np.zeros(0, np.float32)
-            return Tables(directions, None, W_enc_rows, None, None, none, none)
-        params = self.bundle.params
-        layer = int(self.problem.target_hook.split(".")[1])
-        E = directions @ params.blocks[layer - 1].mlp.W_out
-        # Cosines mean something on processed weights only: the norm's scale folded in, what it ignores gone.
-        processed = process_weights(params, self.bundle.cfg.processing) if params.ln_final is not None else params
-        reads = (processed.blocks[layer].mlp.W_in @ target.W_enc).T
-        writes = directions @ processed.blocks[layer - 1].mlp.W_out
-        return Tables(
-            directions,
-            E,
-            W_enc_rows,
-            reads,
-            writes,
-            np.linalg.norm(np.asarray(writes), axis=1),
-            np.linalg.norm(np.asarray(reads), axis=1),
-        )
+            return tables
+        stage_reads = reads = (W_in @ target.W_enc).T
+        writes = E
+        if params.ln_final is not None:
+            # Cosines mean something on processed weights only: the norm's scale folded in, what it ignores gone.
+            processed = process_weights(params, self.bundle.cfg.processing)
+            reads = (processed.blocks[layer].mlp.W_in @ target.W_enc).T
+            writes = directions @ processed.blocks[layer - 1].mlp.W_out
+        norms = (np.linalg.norm(np.asarray(table), axis=1) for table in (writes, reads))
+        return tables._replace(products=WeightProducts(writes, reads, *norms, stage_reads))
 
-    def run(
-        self,
-        prompts: Sequence[tuple[int, Int[np.ndarray, "_pos"]]],
-        targets: Sequence[tuple[int, int]] | None = None,
-    ) -> tuple[Columns, Columns]:
-        """Attributes some prompts.
+    # --- before a job -----------------------------------------------------------------------------
+
+    def make_plan(self, prompts: Prompts, targets: Named = None) -> Plan:
+        """Chooses the shapes of a job and keeps them: looks at some of its prompts, and at the memory.
+
+        Raises:
+            InputError: A prompt or a target cannot be used.
+        """
+        for row, tokens in prompts:
+            check_tokens(tokens, self.bundle, row)
+        source = self.pair.source.cfg
+        widths = {
+            "d_sae": self.tables.directions.shape[0],
+            "d_sae_target": self.pair.target.cfg.d_sae,
+            "d_in": source.d_in,
+            "bytes": self.bundle.params.W_E.dtype.itemsize,
+        }
+        lengths = [len(tokens) for _, tokens in prompts]
+        memory = self.memory or device_memory()
+        nothing = Counts(1, 1, 1 if targets is None else len(targets))
+        probing = make_plan(self.task, widths, lengths, nothing, memory, exact=True)
+        counts, exact = self._probe(prompts, targets, probing)
+        self.plan = make_plan(self.task, widths, lengths, counts, memory, exact=exact)
+        return self.plan
+
+    def _probe(self, prompts: Prompts, named: Named, plan: Plan) -> tuple[Counts, bool]:
+        """Counts sources and targets in batches of the commonest length, and says whether these were all prompts."""
+        batches = list(self._batches(prompts, plan))
+        commonest = max(plan.shapes, key=lambda s: sum(len(b) for b, shape in batches if shape == s))
+        chosen = [(b, s) for b, s in batches if s == commonest] if len(batches) > PROBED else batches
+        sources, per_position, targets = 1.0, 1, 1.0
+        for batch, shape in chosen[:PROBED]:
+            passed = self._forward(batch, shape, named)
+            lengths = np.array([len(tokens) for _, tokens in batch])
+            n = len(batch)
+            # A short prompt may be dense by chance; its room is small in any case.
+            sources = max(sources, float((np.asarray(passed.sources.number)[:n] / np.maximum(lengths, 16)).max()))
+            targets = max(targets, float((np.asarray(passed.targets.number)[:n] / np.maximum(lengths, 16)).max()))
+            per_position = max(per_position, int(np.asarray(jax.vmap(lambda s: s.most)(passed.sources))[:n].max()))
+        if named is not None:
+            targets = len(named) / min(len(tokens) for _, tokens in prompts)
+        return Counts(sources, per_position, targets), len(chosen) == len(batches) <= PROBED
+
+    def fit_baseline(self, prompts: Prompts) -> None:
+        """Sets the baseline of integrated derivatives: zero, or the sources' mean over positions that count."""
+        d_sae = self.tables.directions.shape[0]
+        if self.settings.derivative != "integrated":
+            return
+        dtype = self.bundle.params.W_E.dtype
+        total, n = np.zeros(d_sae), 0
+        if self.settings.baseline == "mean":
+            plan = self.plan or self.make_plan(prompts)
+            for batch, shape in self._batches(prompts, plan):
+                passed = self._forward(batch, shape, None)
+                counted = np.asarray(passed.counted)
+                total += np.asarray(passed.acts, np.float64)[counted].sum(0)
+                n += int(counted.sum())
+        self.baseline = (total / max(n, 1)).astype(dtype)
+
+    # --- a job ------------------------------------------------------------------------------------
+
+    def run(self, prompts: Prompts, targets: Named = None) -> tuple[Columns, Columns]:
+        """Attributes some prompts; makes a plan if there is none.
 
         Args:
             prompts: Row number and token ids of each.
             targets: `(position, feature)` to attribute in each prompt; by default every active one.
 
         Returns:
-            Edges and targets in the order of the prompts, then of target position, target feature, source position
-            and source feature.
+            Edges and targets by prompt number, target position, target feature, source position and source feature.
 
         Raises:
             InputError: A prompt is empty, too long, or holds an unknown token id, or a named target does not exist.
         """
         for row, tokens in prompts:
             check_tokens(tokens, self.bundle, row)
-        edges: dict[int, Columns] = {}
-        listed: dict[int, Columns] = {}
-        with jax.default_matmul_precision(self.settings.precision):
-            for batch in self._batches(prompts):
-                for row, (e, t) in self._run_batch(batch, targets):
-                    edges[row], listed[row] = e, t
-        rows = [row for row, _ in prompts]
-        return concatenate((edges[r] for r in rows), EDGE_COLUMNS), concatenate(
-            (listed[r] for r in rows), TARGET_COLUMNS
-        )
+        if not prompts:
+            return concatenate([], self.edge_columns), concatenate([], self.target_columns)
+        plan = self.plan or self.make_plan(prompts, targets)
+        if self.settings.derivative == "integrated" and self.baseline is None:
+            self.fit_baseline(prompts)
+        parts = [part for batch, shape in self._batches(prompts, plan) for part in self._run(batch, shape, targets)]
+        edges = concatenate((e for e, _ in parts), self.edge_columns)
+        listed = concatenate((t for _, t in parts), self.target_columns)
+        return _by_prompt(edges), _by_prompt(listed)
 
-    def _batches(self, prompts: Sequence[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
-        by_length: dict[int, list[tuple[int, np.ndarray]]] = {}
+    def _batches(self, prompts: Prompts, plan: Plan) -> Iterator[tuple[Prompts, Shape]]:
+        by_shape: dict[Shape, list[tuple[int, np.ndarray]]] = {}
         for row, tokens in prompts:
-            by_length.setdefault(length_bucket(len(tokens), self.bundle.cfg.n_ctx), []).append((row, tokens))
-        for length, members in sorted(by_length.items()):
-            size = max(1, TOKENS_A_BATCH // length)
-            for i in range(0, len(members), size):
-                yield members[i : i + size]
+            by_shape.setdefault(plan.shape(len(tokens)), []).append((row, tokens))
+        for shape, members in sorted(by_shape.items(), key=lambda item: item[0].length):
+            for i in range(0, len(members), shape.batch):
+                yield members[i : i + shape.batch], shape
 
-    def _run_batch(
-        self, prompts: list[tuple[int, np.ndarray]], named: Sequence[tuple[int, int]] | None
-    ) -> Iterator[tuple[int, tuple[Columns, Columns]]]:
-        length = length_bucket(max(len(t) for _, t in prompts), self.bundle.cfg.n_ctx)
-        size = min(bucket(len(prompts), 1), max(1, TOKENS_A_BATCH // length))
-        tokens = np.zeros((size, length), np.int32)
-        for i, (_, ids) in enumerate(prompts):
-            tokens[i, : len(ids)] = ids
-        passed = run_model(
-            self.bundle.params,
-            self.pair.source,
-            self.pair.target,
-            jnp.asarray(tokens),
-            problem=self.problem,
-            neurons=self.settings.source_basis == "neurons",
-            keep_segment=self.method == "structured",
-        )
-        source_acts = np.asarray(passed.source_acts)
-        pre_acts = np.asarray(passed.target_pre_acts)
-        chosen = [self._choose(row, ids, source_acts[i], pre_acts[i], named) for i, (row, ids) in enumerate(prompts)]
-        attribute = self._structured if self.method == "structured" else self._reference
-        parts: list[list[tuple[Columns, Columns]]] = [[] for _ in prompts]
-        for i, part in attribute(chosen, jnp.asarray(tokens), passed):
-            parts[i].append(part)
-        for c, found in zip(chosen, parts, strict=True):
-            yield (
-                c.row,
-                (
-                    concatenate((e for e, _ in found), EDGE_COLUMNS),
-                    concatenate((t for _, t in found), TARGET_COLUMNS),
-                ),
+    def _run(self, batch: Prompts, shape: Shape, named: Named) -> list[tuple[Columns, Columns]]:
+        """The edges of a batch, by chunk of targets; in halves where memory does not suffice."""
+        self.report.batches += 1
+        try:
+            while True:
+                parts, most = self._attempt(batch, shape, named)
+                if parts is not None:
+                    return parts
+                shape = grown(shape, most)
+                self.report.regrown += 1
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            if shape.batch == 1 and shape.chunk == 1:
+                raise InputError(
+                    f"prompt {batch[0][0]} with {len(batch[0][1])} tokens does not fit this device's memory, "
+                    "not even one target at a time; shorten it or raise the thresholds."
+                ) from None
+        self.report.split += 1
+        if shape.batch == 1:
+            return self._run(batch, replace(shape, chunk=shape.chunk // 2), named)
+        smaller = replace(shape, batch=shape.batch // 2)
+        halves = (batch[i : i + smaller.batch] for i in range(0, len(batch), smaller.batch))
+        return [part for half in halves for part in self._run(half, smaller, named)]
+
+    def _attempt(
+        self, batch: Prompts, shape: Shape, named: Named
+    ) -> tuple[list[tuple[Columns, Columns]] | None, Shape]:
+        """The edges of a batch, or `None` where they did not fit; and what room they need."""
+        most = shape
+        parts = []
+        rows = np.array([row for row, _ in batch], np.int32)
+        sources = targets = None
+        for passed, found, first in self._found(batch, shape, named):
+            if sources is None:
+                sources, targets = jax.tree.map(np.asarray, (passed.sources, passed.targets))
+                most = replace(
+                    shape,
+                    sources=int(sources.number.max()),
+                    per_position=int(np.diff(sources.starts).max()),
+                    targets=int(targets.number.max()),
+                )
+            most = replace(most, kept=max(most.kept, int(np.asarray(found.most_kept).max(initial=0))))
+            every = self.settings.source_threshold == "all"
+            room = (shape.sources, shape.per_position, shape.targets, shape.kept)
+            needed = (most.sources, most.per_position, most.targets, most.kept)
+            if any(n > r for n, r in zip(needed, room, strict=True)) and not (every and needed[2:] <= room[2:]):
+                return None, most
+            assert targets is not None
+            listed = list_edges(
+                rows, sources, targets, found, first, self.tables, self.baseline, self.settings, self.bundle.cfg.n_heads
+            )
+            parts.append(listed)
+        return parts, most
+
+    def _found(self, batch: Prompts, shape: Shape, named: Named) -> Iterator[tuple[Passed, Found, int]]:
+        """Runs the programs on a batch; a chunk of targets at a time where all positions are sources."""
+        params, source, target = self.bundle.params, self.pair.source, self.pair.target
+        baseline = None if self.baseline is None else jnp.asarray(self.baseline)
+        with jax.default_matmul_precision(PRECISIONS[self.settings.precision]):
+            given = self._inputs(batch, shape, named)
+            if self.settings.positions == "same":
+                passed, found = same_position(
+                    params, source, target, self.tables, baseline, *given, task=self.task, shape=shape
+                )
+                yield passed, found, 0
+                return
+            passed = forward_pass(params, source, target, *given, task=self.task, shape=shape)
+            number = min(shape.targets, max(1, int(passed.targets.number.max())))
+            for first in range(0, number, shape.chunk):
+                found = attribute_chunk(
+                    params,
+                    source,
+                    target,
+                    self.tables,
+                    baseline,
+                    passed,
+                    jnp.asarray(first, jnp.int32),
+                    task=self.task,
+                    shape=shape,
+                )
+                yield passed, found, first
+
+    def _forward(self, batch: Prompts, shape: Shape, named: Named) -> Passed:
+        with jax.default_matmul_precision(PRECISIONS[self.settings.precision]):
+            given = self._inputs(batch, shape, named)
+            return forward_pass(
+                self.bundle.params, self.pair.source, self.pair.target, *given, task=self.task, shape=shape
             )
 
-    def _choose(
-        self,
-        row: int,
-        ids: np.ndarray,
-        source_acts: np.ndarray,
-        pre_acts: np.ndarray,
-        named: Sequence[tuple[int, int]] | None,
-    ) -> Chosen:
-        n = len(ids)
-        counted = self.counted(ids)
-        acts = np.asarray(activation(self.pair.target.cfg.activation).apply(jnp.asarray(pre_acts[:n])))
-        quantity = acts if self.settings.target_quantity == "activation" else pre_acts[:n]
-        if named is not None:
-            targets = named_targets(named, self.pair.target.cfg.d_sae, counted)
-        else:
-            targets = select_targets(quantity, self.settings.target_threshold, counted)
-        padded = np.zeros(len(source_acts), bool)
-        padded[:n] = counted
-        sources = select_sources(source_acts, self.settings.source_threshold, padded)
-        at = (targets.pos, targets.feature)
-        return Chosen(row, sources, targets, source_acts, pre_acts[:n][at], acts[at])
+    def _inputs(self, batch: Prompts, shape: Shape, named: Named) -> tuple[Array, Array, Any]:
+        """Padded token ids, which positions count, and targets that are known by name."""
+        tokens = np.zeros((shape.batch, shape.length), np.int32)
+        counted = np.zeros((shape.batch, shape.length), bool)
+        for i, (_, ids) in enumerate(batch):
+            tokens[i, : len(ids)] = ids
+            counted[i, : len(ids)] = self.counted(ids)
+        if named is None:
+            return jnp.asarray(tokens), jnp.asarray(counted), None
+        pos, feature = np.zeros((2, shape.batch, shape.targets), np.int32)
+        count = np.zeros(shape.batch, np.int32)
+        for i, (_, ids) in enumerate(batch):
+            at, which = named_targets(named, self.pair.target.cfg.d_sae, counted[i, : len(ids)])
+            n = min(len(at), shape.targets)
+            pos[i, :n], feature[i, :n], count[i] = at[:n], which[:n], len(at)
+        return jnp.asarray(tokens), jnp.asarray(counted), tuple(map(jnp.asarray, (pos, feature, count)))
 
     def counted(self, ids: Int[np.ndarray, "pos"]) -> Bool[np.ndarray, "pos"]:
         """Which positions count as source and target: all but a BOS at position 0, unless that is asked for."""
@@ -258,172 +371,14 @@ class Engine:
             counted[0] = False
         return counted
 
-    def _structured(
-        self, chosen: list[Chosen], tokens: Int[Array, "batch pos"], passed: Passed
-    ) -> Iterator[tuple[int, tuple[Columns, Columns]]]:
-        batch, length = tokens.shape
-        everywhere = self.settings.positions == "all"
-        slots = max(c.sources.feature.shape[1] for c in chosen)
-        listed = np.zeros((batch, length, slots), np.int32)
-        for i, c in enumerate(chosen):
-            listed[i, :, : c.sources.feature.shape[1]] = c.sources.feature
-        most = max(len(c.targets.pos) for c in chosen)
-        row_bytes = 4 * batch * slots * max(self.bundle.cfg.d_model, length if everywhere else 1)
-        chunk = min(bucket(most), max(8, bucket(STRUCTURED_CHUNK_BYTES // row_bytes + 1) // 2))
-        assert self.tables.E is not None
-        for start in range(0, most, chunk):
-            pos = np.zeros((batch, chunk), np.int32)
-            feature = np.zeros((batch, chunk), np.int32)
-            for i, c in enumerate(chosen):
-                part = slice(start, start + chunk)
-                pos[i, : len(c.targets.pos[part])] = c.targets.pos[part]
-                feature[i, : len(c.targets.pos[part])] = c.targets.feature[part]
-            gradients = structured(
-                self.bundle.params,
-                self.pair.target,
-                self.tables.W_enc_rows,
-                self.tables.E,
-                passed.segment,  # pyright: ignore[reportArgumentType]
-                jnp.asarray(pos),
-                jnp.asarray(feature),
-                jnp.asarray(listed),
-                problem=self.problem,
-                everywhere=everywhere,
-            )
-            virtual = self._virtual_weights(pos, feature, listed)
-            gradients = np.asarray(gradients)
-            for i, c in enumerate(chosen):
-                n = len(c.targets.pos[start : start + chunk])
-                if n:
-                    weights = None if virtual is None else virtual[i, :n]
-                    yield i, self._list(c, slice(start, start + n), gradients[i, :n], weights)
 
-    def _reference(
-        self, chosen: list[Chosen], tokens: Int[Array, "batch pos"], passed: Passed
-    ) -> Iterator[tuple[int, tuple[Columns, Columns]]]:
-        for i, c in enumerate(chosen):
-            listed = jnp.asarray(c.sources.feature)
-            for start in range(0, len(c.targets.pos), REFERENCE_CHUNK):
-                part = slice(start, start + REFERENCE_CHUNK)
-                n = len(c.targets.pos[part])
-                pos, feature = np.zeros((2, REFERENCE_CHUNK), np.int32)
-                pos[:n], feature[:n] = c.targets.pos[part], c.targets.feature[part]
-                at_hook = hook_gradients(
-                    self.bundle.params,
-                    self.pair.target,
-                    tokens[i],
-                    passed.h[i],
-                    jnp.asarray(pos),
-                    jnp.asarray(feature),
-                    problem=self.problem,
-                )
-                if self.settings.positions == "all":
-                    gradients = project_all(at_hook, self.tables.directions, listed)
-                else:
-                    gradients = project_same(at_hook, self.tables.directions, jnp.asarray(pos), listed)
-                virtual = self._virtual_weights(pos[None], feature[None], np.asarray(c.sources.feature)[None])
-                weights = None if virtual is None else virtual[0, :n]
-                yield i, self._list(c, slice(start, start + n), np.asarray(gradients)[:n], weights)
-
-    def _virtual_weights(
-        self,
-        pos: Int[np.ndarray, "batch target"],
-        feature: Int[np.ndarray, "batch target"],
-        listed: Int[np.ndarray, "batch pos slot"],
-    ) -> Float[np.ndarray, "batch target slot"] | None:
-        if self.tables.writes is None or self.tables.reads is None:
-            return None
-        return np.asarray(
-            _virtual_weights(
-                self.tables.writes, self.tables.reads, jnp.asarray(pos), jnp.asarray(feature), jnp.asarray(listed)
-            )
-        )
-
-    def _list(
-        self,
-        c: Chosen,
-        part: slice,
-        gradients: Float[np.ndarray, "target *pos slot"],
-        virtual: Float[np.ndarray, "target slot"] | None,
-    ) -> tuple[Columns, Columns]:
-        """Every pair of a target and a source that counts, as edges."""
-        pos, feature = c.targets.pos[part], c.targets.feature[part]
-        valid = c.sources.valid
-        if gradients.ndim == 2:
-            target, slot = np.nonzero(valid[pos])
-            source_pos = pos[target]
-            gradient = gradients[target, slot]
-        else:
-            causal = np.arange(valid.shape[0]) <= pos[:, None]
-            target, source_pos, slot = np.nonzero(valid[None] & causal[:, :, None])
-            gradient = gradients[target, source_pos, slot]
-        source = np.asarray(c.sources.feature)[source_pos, slot]
-        source_act = c.source_acts[source_pos, source]
-        edges: Columns = {
-            "prompt": np.full(len(target), c.row, np.int32),
-            "target_pos": pos[target],
-            "target_feature": feature[target],
-            "source_pos": source_pos.astype(np.int32),
-            "source_feature": source.astype(np.int32),
-            "gradient": gradient,
-            "attribution": gradient * source_act,
-            "source_act": source_act,
-            "target_act": c.acts[part][target],
-            **self._weight_columns(virtual, target, slot, source_pos == pos[target], source, feature[target]),
-        }
-        kept = np.ones(len(target), bool)
-        if self.settings.top_n is not None:
-            kept = _top_n(target, np.abs(edges["attribution"]), self.settings.top_n)
-        n = len(pos)
-        targets: Columns = {
-            "prompt": np.full(n, c.row, np.int32),
-            "target_pos": pos,
-            "target_feature": feature,
-            "activation": c.acts[part],
-            "pre_activation": c.pre_acts[part],
-            "edges": np.bincount(target[kept], minlength=n),
-            "edges_cut": np.bincount(target[~kept], minlength=n),
-            "attribution_sum": np.bincount(target[kept], edges["attribution"][kept], n),
-            "attribution_cut": np.bincount(target[~kept], edges["attribution"][~kept], n),
-        }
-        return {name: values[kept] for name, values in edges.items()}, targets
-
-    def _weight_columns(
-        self,
-        virtual: np.ndarray | None,
-        target: np.ndarray,
-        slot: np.ndarray,
-        same: np.ndarray,
-        source: np.ndarray,
-        feature: np.ndarray,
-    ) -> Columns:
-        if virtual is None:
-            return dict.fromkeys(("cosine_similarity", "virtual_weight"), np.full(len(target), np.nan, np.float32))
-        weight = np.where(same, virtual[target, slot], np.nan)
-        norms = self.tables.writes_norm[source] * self.tables.reads_norm[feature]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            cosine = np.where(norms > 0, weight / norms, np.nan)  # no direction, no angle
-        return {"cosine_similarity": cosine, "virtual_weight": weight}
-
-
-@jax.jit
-def _virtual_weights(
-    writes: Float[Array, "d_sae d_model"],
-    reads: Float[Array, "d_sae_target d_model"],
-    pos: Int[Array, "batch target"],
-    feature: Int[Array, "batch target"],
-    listed: Int[Array, "batch pos slot"],
-) -> Float[Array, "batch target slot"]:
-    return jax.vmap(lambda p, f, s: dots(reads[f][:, None], writes, p, s)[0])(pos, feature, listed)
-
-
-def _top_n(target: Int[np.ndarray, "edge"], size: Float[np.ndarray, "edge"], n: int) -> Bool[np.ndarray, "edge"]:
-    """Marks each target's `n` largest edges; ties go to the earlier one. `target` is ascending."""
-    order = np.lexsort((np.arange(len(target)), -size, target))
-    start = np.searchsorted(target, target[order])
-    kept = np.zeros(len(target), bool)
-    kept[order] = np.arange(len(target)) - start < n
-    return kept
+def _by_prompt(columns: Columns) -> Columns:
+    """Rows by prompt number; those of one prompt keep their order."""
+    prompt = columns["prompt"]
+    if len(prompt) < 2 or (prompt[1:] >= prompt[:-1]).all():
+        return columns
+    order = np.argsort(prompt, kind="stable")
+    return {name: values[order] for name, values in columns.items()}
 
 
 def check_tokens(tokens: Int[np.ndarray, "pos"], bundle: Bundle, row: int) -> None:

@@ -11,18 +11,25 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxcircuits.attribution.frozen import Scales, path_edits, scaled_biases
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.errors import InputError
-from jaxcircuits.model import forward, precedes
+from jaxcircuits.model import forward, hook_names, precedes
 from jaxcircuits.sae import SAE, encode, pre_activations, reconstruct
 
 METHODS = ("auto", "reference", "structured")
-DERIVATIVES = ("exact",)
+DERIVATIVES = ("exact", "frozen", "integrated")
+GELUS = ("tangent", "secant")
+THROUGH = ("total", "direct")
 SPLICES = ("none", "source", "target", "both")
 POSITIONS = ("same", "all")
 QUANTITIES = ("activation", "pre_activation")
 BASES = ("features", "neurons")
+PARTS = ("none", "kinds", "heads")
+BASELINES = ("zero", "mean")
+PRECISIONS = {"highest": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16"}
+"""Our word for the precision of matrix products, and JAX's."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,14 @@ class Settings:
         source: Name of the source SAE; by default the one on the earliest hook point.
         target: Name of the target SAE; by default the one on the latest.
         positions: `"same"`: sources at the target's position; `"all"`: also at every earlier one.
-        method: `"reference"` (`vmap(grad)`), `"structured"` (adjacent MLPs), or `"auto"`: structured where it can.
-        derivative: `"exact"`: through softmax, norms and GELU.
+        method: `"reference"` (`vmap(grad)`), `"structured"` (SAEs on `mlp.hook_post`), or `"auto"`: structured where
+            it can.
+        derivative: `"exact"`: through softmax, norms and GELU. `"frozen"`: attention patterns and the norms' scales
+            held, GELUs linear. `"integrated"`: the mean of the exact one on the line from a baseline to the sources'
+            activations, the SAE's error held.
+        gelu: What stands for a GELU where the derivative is frozen: its `"tangent"` at the point, or the `"secant"`
+            `gelu(u) / u`.
+        through: `"total"`: along every path. `"direct"`: what lies at another SAE's hook in between is held.
         splice: Which SAE's reconstruction takes its hook's place. The target's changes no edge.
         target_quantity: Differentiate the target's `"activation"` or its `"pre_activation"`, which admits targets
             that are off.
@@ -43,8 +56,16 @@ class Settings:
         target_threshold: A target counts where its quantity is strictly greater.
         include_bos: Whether position 0 counts as source and target where it holds BOS.
         splice_bos: Whether splicing covers position 0 where it holds BOS.
-        top_n: Keep that many edges of largest absolute attribution per target; the rest is counted, not kept.
-        precision: Of matrix products, in JAX's words: `"highest"` is float32 everywhere.
+        top_k: Keep that many edges of largest absolute attribution per target; the rest is counted, not kept.
+        min_attribution: Keep edges whose absolute attribution is strictly greater; the rest is counted, not kept.
+        parts: What an edge is made of, as columns that add up to its gradient: `"kinds"` (the residual stream, and
+            attention through value, query and key), or those of each head (`"heads"`).
+        stages: For same-position edges, columns on the way from cosine to gradient.
+        completeness: Whether the targets table says what the listed edges leave out, by kind; by default where that
+            adds up to the target (frozen and integrated).
+        points: Gauss-Legendre points of the integrated derivative.
+        baseline: Where its line begins: all sources `"zero"`, or at their `"mean"` over the prompts.
+        precision: Of matrix products: `"highest"` is float32 everywhere, `"tf32"` and `"bf16"` are for accelerators.
     """
 
     source: str | None = None
@@ -52,6 +73,8 @@ class Settings:
     positions: str = "same"
     method: str = "auto"
     derivative: str = "exact"
+    gelu: str = "tangent"
+    through: str = "total"
     splice: str = "none"
     target_quantity: str = "activation"
     source_basis: str = "features"
@@ -59,7 +82,13 @@ class Settings:
     target_threshold: float = 0.0
     include_bos: bool = False
     splice_bos: bool = True
-    top_n: int | None = None
+    top_k: int | None = None
+    min_attribution: float | None = None
+    parts: str = "none"
+    stages: bool = False
+    completeness: bool | None = None
+    points: int = 32
+    baseline: str = "zero"
     precision: str = "highest"
 
     def __post_init__(self) -> None:
@@ -67,10 +96,14 @@ class Settings:
             "positions": POSITIONS,
             "method": METHODS,
             "derivative": DERIVATIVES,
+            "gelu": GELUS,
+            "through": THROUGH,
             "splice": SPLICES,
             "target_quantity": QUANTITIES,
             "source_basis": BASES,
-            "precision": ("highest", "high", "default"),
+            "parts": PARTS,
+            "baseline": BASELINES,
+            "precision": tuple(PRECISIONS),
         }
         for name, allowed in words.items():
             value = getattr(self, name)
@@ -82,13 +115,33 @@ class Settings:
             value = getattr(self, name)
             if value != "all" and value != value:
                 raise InputError(f"{name} must be a number, got NaN.")
-        if self.top_n is not None and self.top_n < 1:
-            raise InputError(f"top_n must be at least 1, got {self.top_n}.")
+        for name in ("top_k", "points"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise InputError(f"{name} must be a whole number, at least 1, got {value!r}.")
+        if self.min_attribution is not None and not self.min_attribution >= 0:
+            raise InputError(f"min_attribution must not be negative, got {self.min_attribution}.")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the remainder by kind is computed."""
+        return self.derivative != "exact" if self.completeness is None else self.completeness
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One attribution, resolved against a bundle: static, so it is part of a compiled program's key."""
+    """One attribution, resolved against a bundle: static, so it is part of a compiled program's key.
+
+    Attributes:
+        cfg: The model.
+        source_hook: Where sources write.
+        target_hook: Where targets read.
+        splice_source: Whether the source SAE's reconstruction takes its hook's place.
+        splice_bos: Whether also at position 0 where it holds BOS.
+        target_quantity: `"activation"` or `"pre_activation"`.
+        gelu: `None` where derivatives are exact; what stands for a GELU where they are frozen.
+        held: Hooks in between whose value is held.
+    """
 
     cfg: ModelConfig
     source_hook: str
@@ -96,13 +149,28 @@ class Problem:
     splice_source: bool
     splice_bos: bool
     target_quantity: str
+    gelu: str | None = None
+    held: tuple[str, ...] = ()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether patterns and scales are held and GELUs linear."""
+        return self.gelu is not None
+
+    @property
+    def both_mlps(self) -> bool:
+        """Whether both hooks are some layers' `mlp.hook_post`."""
+        return all(hook.endswith(".mlp.hook_post") for hook in (self.source_hook, self.target_hook))
 
     @property
     def adjacent_mlps(self) -> bool:
         """Whether both hooks are `mlp.hook_post` and the target's layer is the next one."""
-        source, target = self.source_hook.split("."), self.target_hook.split(".")
-        both = source[2:] == target[2:] == ["mlp", "hook_post"]
-        return both and int(target[1]) == int(source[1]) + 1
+        return self.both_mlps and layer_of(self.target_hook) == layer_of(self.source_hook) + 1
+
+
+def layer_of(hook: str) -> int:
+    """The layer of a block's hook point."""
+    return int(hook.split(".")[1])
 
 
 @dataclass(frozen=True)
@@ -143,13 +211,20 @@ def resolve(bundle: Bundle, settings: Settings) -> Pair:
         splice_source=settings.splice in ("source", "both"),
         splice_bos=settings.splice_bos,
         target_quantity=settings.target_quantity,
+        gelu=settings.gelu if settings.derivative == "frozen" else None,
+        held=_between(bundle, first, second) if settings.through == "direct" else (),
     )
     return Pair(source, target, bundle.saes[source], bundle.saes[target], problem)
 
 
-def _depth(bundle: Bundle, name: str) -> int:
-    from jaxcircuits.model import hook_names
+def _between(bundle: Bundle, first: str, second: str) -> tuple[str, ...]:
+    """Hooks of other SAEs that lie between two hooks."""
+    hooks = {sae.cfg.hook_name for sae in bundle.saes.values()}
+    inside = [h for h in hooks if precedes(bundle.cfg, first, h) and precedes(bundle.cfg, h, second)]
+    return tuple(sorted(inside, key=hook_names(bundle.cfg).index))
 
+
+def _depth(bundle: Bundle, name: str) -> int:
     return hook_names(bundle.cfg).index(bundle.saes[name].cfg.hook_name)
 
 
@@ -177,11 +252,36 @@ def source_side(problem: Problem, params: Any, source: SAE, tokens: Int[Array, "
 
 
 def target_side(
-    problem: Problem, params: Any, h: Float[Array, "pos d_in"], tokens: Int[Array, "pos"], taps: tuple[str, ...] = ()
+    problem: Problem,
+    params: Any,
+    h: Float[Array, "pos d_in"],
+    tokens: Int[Array, "pos"],
+    taps: tuple[str, ...] = (),
+    scales: Scales | None = None,
+    extra: Float[Array, "pos d_model"] | None = None,
 ) -> tuple[Float[Array, "pos d_in_target"], dict[str, Array]]:
-    """The value that arrives at the target hook when `h` leaves the source hook, and other values on request."""
-    edit = {problem.source_hook: lambda value: h.reshape(value.shape)}
-    _, acts = forward(params, problem.cfg, tokens, taps=(problem.target_hook, *taps), edits=edit, logits_at=None)
+    """The value that arrives at the target hook when `h` leaves the source hook, and other values on request.
+
+    Derivatives of it are those that the problem asks for: frozen, or with hooks in between held.
+
+    Args:
+        problem: What is asked.
+        params: The model's weights.
+        h: The source hook's value.
+        tokens: Token ids.
+        taps: Other hooks to return.
+        scales: Factors of what enters between the hooks besides `h`, all one; for derivatives with respect to them.
+        extra: Added to the residual stream behind the source hook's block, all zero; for derivatives likewise.
+    """
+    edits = path_edits(problem.cfg, problem.source_hook, problem.target_hook, problem.gelu, problem.held, scales)
+    arrive = edits.get(problem.source_hook, lambda value: value)
+    edits[problem.source_hook] = lambda value: arrive(h.reshape(value.shape))
+    if extra is not None:
+        edits[f"blocks.{layer_of(problem.source_hook)}.hook_resid_post"] = lambda value: value + extra
+    if scales is not None:
+        params = scaled_biases(params, scales.model_bias)
+    taps = (problem.target_hook, *taps)
+    _, acts = forward(params, problem.cfg, tokens, taps=taps, edits=edits, logits_at=None)
     return flat(acts[problem.target_hook]), acts
 
 
@@ -191,10 +291,15 @@ def target_value(
     target: SAE,
     tokens: Int[Array, "pos"],
     h: Float[Array, "pos d_in"],
+    scales: Scales | None,
     target_pos: Int[Array, ""],
     target_feature: Int[Array, ""],
 ) -> Float[Array, ""]:
     """**The definition.** One target as a function of the source hook's value; its gradient is the attribution."""
-    arriving, _ = target_side(problem, params, h, tokens)
+    arriving, _ = target_side(problem, params, h, tokens, scales=scales)
+    if scales is not None:
+        weights = target.weights
+        b_enc, b_dec = (scales.target_bias * b for b in (weights.b_enc, weights.b_dec))
+        target = SAE(weights._replace(b_enc=b_enc, b_dec=b_dec), target.cfg)
     read = encode if problem.target_quantity == "activation" else pre_activations
     return read(target, arriving[target_pos])[target_feature]

@@ -1,31 +1,112 @@
-"""Which sources and targets count: from dense activations to padded lists whose capacity always suffices."""
+"""Which sources and targets count: from dense activations to lists of fixed capacity, counted so that none is lost."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxcircuits.errors import InputError
 
 
 class Sources(NamedTuple):
-    """Sources by position; slots past `counts` repeat feature 0 and are never read."""
+    """The sources of one sequence, by position, then feature. Past `number`, entries are valid indices of nothing."""
 
-    feature: Int[np.ndarray, "pos slot"]
-    counts: Int[np.ndarray, "pos"]
+    flat: Int[Array, "_source"]  # pos * d_sae + feature
+    act: Float[Array, "_source"]
+    starts: Int[Array, "pos+1"]  # where each position's sources begin; the last entry is where all end
+    number: Int[Array, ""]  # how many there are, whether or not they fit
 
     @property
-    def valid(self) -> Bool[np.ndarray, "pos slot"]:
-        """Which slots hold a source."""
-        return np.arange(self.feature.shape[1]) < self.counts[:, None]
+    def most(self) -> Int[Array, ""]:
+        """The largest number at one position."""
+        return (self.starts[1:] - self.starts[:-1]).max()
 
 
 class Targets(NamedTuple):
-    """Targets of one sequence, by position, then feature."""
+    """The targets of one sequence, by position, then feature. Past `number`, entries have no meaning."""
 
-    pos: Int[np.ndarray, "target"]
-    feature: Int[np.ndarray, "target"]
+    pos: Int[Array, "target"]
+    feature: Int[Array, "target"]
+    pre_act: Float[Array, "target"]
+    act: Float[Array, "target"]
+    number: Int[Array, ""]
+
+
+def first_true(mask: Bool[Array, "n"], capacity: int) -> tuple[Int[Array, "_capacity"], Int[Array, ""]]:
+    """Indices of the first `capacity` true entries, ascending, and how many true ones there are in all.
+
+    Past their number, entries are valid indices of no meaning. Bits are packed into words and counted: one pass over
+    the mask and no sort, for masks of millions of which hundreds are true.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxcircuits.attribution.selection import first_true
+    >>> index, count = first_true(jnp.array([False, True, False, True, True]), 2)
+    >>> index.tolist(), int(count)
+    ([1, 3], 3)
+    """
+    n = len(mask)
+    bits = jnp.pad(mask, (0, -n % 32)).reshape(-1, 32)
+    words = (bits.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)).sum(1, dtype=jnp.uint32)
+    words = lax.optimization_barrier(words)  # else XLA packs them again for each reader
+    before_next = jnp.cumsum(lax.population_count(words).astype(jnp.int32))
+    rank = jnp.arange(capacity, dtype=jnp.int32)
+    at_word = jnp.minimum(jnp.searchsorted(before_next, rank, side="right"), len(words) - 1)
+    word = words[at_word]
+    rank_in_word = rank - (before_next[at_word] - lax.population_count(word).astype(jnp.int32))
+    bit = jnp.zeros_like(rank)
+    for step in (16, 8, 4, 2, 1):
+        lower = (jnp.uint32(1) << (bit + step).astype(jnp.uint32)) - 1
+        below = lax.population_count(word & lower).astype(jnp.int32)
+        bit = jnp.where(below <= rank_in_word, bit + step, bit)
+    return jnp.minimum(at_word * 32 + bit, n - 1).astype(jnp.int32), before_next[-1]
+
+
+def select_sources(
+    acts: Float[Array, "pos d_sae"], threshold: float | str, counted: Bool[Array, "pos"], capacity: int
+) -> Sources:
+    """Sources whose activation is strictly greater than the threshold, at the positions that count.
+
+    `threshold="all"` lists every source of every position; those of positions that do not count are no sources all
+    the same, see `counted`.
+    """
+    pos, d_sae = acts.shape
+    if threshold == "all":
+        starts = d_sae * jnp.arange(pos + 1, dtype=jnp.int32)
+        return Sources(jnp.arange(pos * d_sae, dtype=jnp.int32), acts.reshape(-1), starts, starts[-1])
+    active = (acts > float(threshold)) & counted[:, None]
+    index, count = first_true(active.reshape(-1), capacity)
+    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(active.sum(1, dtype=jnp.int32))])
+    return Sources(index, acts.reshape(-1)[index], starts, count)
+
+
+def select_targets(
+    pre_acts: Float[Array, "pos d_sae"],
+    acts: Float[Array, "pos d_sae"],
+    quantity: str,
+    threshold: float,
+    counted: Bool[Array, "pos"],
+    capacity: int,
+) -> Targets:
+    """Targets whose quantity is strictly greater than the threshold, at the positions that count."""
+    d_sae = acts.shape[1]
+    on = ((acts if quantity == "activation" else pre_acts) > threshold) & counted[:, None]
+    index, count = first_true(on.reshape(-1), capacity)
+    return targets_at(pre_acts, acts, index // d_sae, index % d_sae, count)
+
+
+def targets_at(
+    pre_acts: Float[Array, "pos d_sae"],
+    acts: Float[Array, "pos d_sae"],
+    pos: Int[Array, "target"],
+    feature: Int[Array, "target"],
+    count: Int[Array, ""],
+) -> Targets:
+    """Targets that are known by name."""
+    return Targets(pos, feature, pre_acts[pos, feature], acts[pos, feature], count)
 
 
 def bucket(n: int, smallest: int = 8) -> int:
@@ -33,41 +114,10 @@ def bucket(n: int, smallest: int = 8) -> int:
     return max(smallest, 1 << max(0, n - 1).bit_length())
 
 
-def length_bucket(n: int, n_ctx: int) -> int:
-    """The length a sequence is padded to: 16, 24, 32, 48, 64, 96 ... or the context's end.
-
-    Attention is causal, so padding behind a sequence changes nothing in it.
-    """
-    power = bucket(n, 16)
-    length = power * 3 // 4 if power > 16 and n <= power * 3 // 4 else power
-    return min(length, n_ctx)
-
-
-def select_sources(
-    acts: Float[np.ndarray, "pos d_sae"], threshold: float | str, counted: Bool[np.ndarray, "pos"]
-) -> Sources:
-    """Sources whose activation is strictly greater than the threshold, at the positions that count."""
-    d_sae = acts.shape[1]
-    if threshold == "all":
-        return Sources(np.broadcast_to(np.arange(d_sae, dtype=np.int32), acts.shape), np.where(counted, d_sae, 0))
-    pos, feature = np.nonzero((acts > threshold) & counted[:, None])
-    count = np.bincount(pos, minlength=len(acts))
-    slot = np.arange(len(pos)) - np.repeat(np.cumsum(count) - count, count)
-    listed = np.zeros((len(acts), min(d_sae, bucket(int(count.max(initial=0))))), np.int32)
-    listed[pos, slot] = feature
-    return Sources(listed, count)
-
-
-def select_targets(
-    quantity: Float[np.ndarray, "pos d_sae"], threshold: float, counted: Bool[np.ndarray, "pos"]
-) -> Targets:
-    """Targets whose quantity is strictly greater than the threshold, at the positions that count."""
-    pos, feature = np.nonzero((quantity > threshold) & counted[:, None])
-    return Targets(pos.astype(np.int32), feature.astype(np.int32))
-
-
-def named_targets(targets: Sequence[tuple[int, int]], d_sae: int, counted: Bool[np.ndarray, "pos"]) -> Targets:
-    """The targets a user named, `(position, feature)`; a negative position counts from the end.
+def named_targets(
+    targets: Sequence[tuple[int, int]], d_sae: int, counted: Bool[np.ndarray, "pos"]
+) -> tuple[Int[np.ndarray, "target"], Int[np.ndarray, "target"]]:
+    """Positions and features of targets that a user named; a negative position counts from the end.
 
     Raises:
         InputError: One lies outside the prompt or the SAE, or at a BOS that is left out.
@@ -83,4 +133,22 @@ def named_targets(targets: Sequence[tuple[int, int]], d_sae: int, counted: Bool[
             raise InputError(f"target {pos}:{feature} sits on BOS, which is left out; pass --include-bos to have it.")
         resolved.append((pos % length, feature))
     resolved = sorted(set(resolved))
-    return Targets(np.array([p for p, _ in resolved], np.int32), np.array([f for _, f in resolved], np.int32))
+    return np.array([p for p, _ in resolved], np.int32), np.array([f for _, f in resolved], np.int32)
+
+
+def top_slots(
+    size: Float[Array, "target slot"], valid: Bool[Array, "target slot"], k: int
+) -> tuple[Int[Array, "target kept"], Bool[Array, "target kept"]]:
+    """Each target's `k` slots of largest size, ascending; of equal ones the earlier. And which of them are valid."""
+    k = min(k, size.shape[1])
+    _, slots = lax.top_k(jnp.where(valid, size, -1), k)
+    slots = jnp.sort(slots, axis=1)
+    return slots, jnp.take_along_axis(valid, slots, axis=1)
+
+
+def large_slots(
+    large: Bool[Array, "target slot"], capacity: int
+) -> tuple[Int[Array, "target kept"], Bool[Array, "target kept"], Int[Array, ""]]:
+    """Each target's slots that are marked, ascending; which of them are valid; the largest number of any target."""
+    slots, counts = jax.vmap(lambda row: first_true(row, min(capacity, large.shape[1])))(large)
+    return slots, jnp.arange(slots.shape[1]) < counts[:, None], counts.max(initial=0)

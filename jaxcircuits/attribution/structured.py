@@ -3,15 +3,16 @@
 Everything between the two hooks except attention acts on one position alone, so
 
 1. a target is pulled back to what attention adds to the residual stream, once;
-2. a source is pushed through the norm into queries, keys and values, once;
+2. a source is pushed through the norm into keys and values, once;
 3. a pair costs a few dot products.
 
 The heavy products number targets + sources, not targets x positions. At the target's own position the pull goes all
 the way to the residual stream before attention, and a pair is one dot product with a row of the table
 `E = W_dec W_out`, which weights alone decide.
+
+Where derivatives are frozen, patterns and scales are held: queries and keys carry nothing, norms centre and scale.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,14 +20,16 @@ import jax.numpy as jnp
 from einops import einsum
 from jaxtyping import Array, Float, Int
 
-from jaxcircuits.attribution.problem import Problem, target_side
-from jaxcircuits.sae import SAE, pre_activations
+from jaxcircuits.attribution.frozen import gelu_line
+from jaxcircuits.attribution.problem import Problem, layer_of, target_side
+from jaxcircuits.attribution.selection import Sources
+from jaxcircuits.sae import SAE
 from jaxcircuits.sae.activations import activation
 from jaxcircuits.types import BlockWeights, NormWeights
 
 
 class Segment(NamedTuple):
-    """One sequence's values between the hooks: all that pulling and pushing read."""
+    """One sequence's values between attention's input and the target hook: all that pulling and pushing read."""
 
     norm1: "NormState"
     q: Float[Array, "pos head d_head"]
@@ -35,7 +38,8 @@ class Segment(NamedTuple):
     pattern: Float[Array, "head q_pos k_pos"]
     norm2: "NormState"
     gelu_slope: Float[Array, "pos d_mlp"]
-    target_pre_acts: Float[Array, "pos d_sae_target"]
+    gelu_constant: Float[Array, "pos d_mlp"]
+    arriving: Float[Array, "pos d_mlp"]
 
 
 class NormState(NamedTuple):
@@ -46,25 +50,26 @@ class NormState(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """Targets pulled back to the attention of their layer."""
+    """Targets pulled back through the MLP and attention of their layer."""
 
+    act_slope: Float[Array, "target"]
+    hook: Float[Array, "target d_mlp"]  # to the target hook
+    pre: Float[Array, "target d_mlp"]  # to the MLP's pre-activations
+    normed: Float[Array, "target d_model"]  # to what the MLP reads
     resid: Float[Array, "target d_model"]  # to the residual stream after attention
     z: Float[Array, "target head d_head"]  # to the heads' outputs
-    scores: Float[Array, "target head k_pos"]  # to the attention scores
-    same_pos: Float[Array, "target d_model"]  # to the residual stream before attention, at the target's position
+    scores: Float[Array, "target head k_pos"] | None  # to the attention scores; None where patterns are held
+    own_pattern: Float[Array, "target head"]
 
 
-def segment_of(
-    problem: Problem, params: Any, target: SAE, h: Float[Array, "pos d_in"], tokens: Int[Array, "pos"]
-) -> Segment:
+def segment_of(problem: Problem, params: Any, h: Float[Array, "pos d_in"], tokens: Int[Array, "pos"]) -> Segment:
     """Runs the model from the source hook's value to the target hook and keeps what lies between."""
-    block = ".".join(problem.target_hook.split(".")[:2])
+    block = f"blocks.{layer_of(problem.target_hook)}"
     names = ("hook_resid_pre", "ln1.hook_scale", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_pattern")
     names += ("hook_resid_mid", "ln2.hook_scale", "mlp.hook_pre")
     arriving, acts = target_side(problem, params, h, tokens, tuple(f"{block}.{name}" for name in names))
     at = {name: acts[f"{block}.{name}"] for name in names}
-    gelu = partial(jax.nn.gelu, approximate=True)
-    pre = at["mlp.hook_pre"]
+    slope, constant = gelu_line(at["mlp.hook_pre"], problem.gelu)
     return Segment(
         norm1=_norm_state(at["hook_resid_pre"], at["ln1.hook_scale"]),
         q=at["attn.hook_q"],
@@ -72,8 +77,9 @@ def segment_of(
         v=at["attn.hook_v"],
         pattern=at["attn.hook_pattern"],
         norm2=_norm_state(at["hook_resid_mid"], at["ln2.hook_scale"]),
-        gelu_slope=jax.jvp(gelu, (pre,), (jnp.ones_like(pre),))[1],
-        target_pre_acts=pre_activations(target, arriving),
+        gelu_slope=slope,
+        gelu_constant=constant,
+        arriving=arriving,
     )
 
 
@@ -81,16 +87,22 @@ def _norm_state(resid: Float[Array, "pos d_model"], scale: Float[Array, "pos 1"]
     return NormState(scale, (resid - resid.mean(-1, keepdims=True)) / scale)
 
 
-def _norm_pull(state: NormState, norm: NormWeights | None, g: Array) -> Array:
-    """The norm's transposed Jacobian on `g`; `state` at the same positions."""
+def _at(state: NormState, p: Int[Array, "*n"]) -> NormState:
+    return NormState(state.scale[p], state.normalized[p])
+
+
+def _norm_pull(state: NormState, norm: NormWeights | None, g: Array, frozen: bool) -> Array:
+    """The norm's transposed Jacobian on `g`; `state` at the same positions. Frozen, it only centres and scales."""
     g = g if norm is None else g * norm.w
-    y = state.normalized
-    return (g - g.mean(-1, keepdims=True) - y * (g * y).mean(-1, keepdims=True)) / state.scale
+    centred = g - g.mean(-1, keepdims=True)
+    if not frozen:
+        centred = centred - state.normalized * (g * state.normalized).mean(-1, keepdims=True)
+    return centred / state.scale
 
 
-def _norm_push(state: NormState, norm: NormWeights | None, e: Array) -> Array:
+def _norm_push(state: NormState, norm: NormWeights | None, e: Array, frozen: bool) -> Array:
     """The norm's Jacobian on `e`; without scale and shift it is symmetric."""
-    pushed = _norm_pull(state, None, e)
+    pushed = _norm_pull(state, None, e, frozen)
     return pushed if norm is None else pushed * norm.w
 
 
@@ -102,108 +114,210 @@ def pull(
     segment: Segment,
     target_pos: Int[Array, "target"],
     target_feature: Int[Array, "target"],
+    pre_act: Float[Array, "target"] | None,
 ) -> Pulled:
-    """Pulls targets of one sequence back to attention and, at their own position, through it."""
-    p = target_pos
-    g_post = W_enc_rows[target_feature]
+    """Pulls targets of one sequence back to attention.
+
+    Args:
+        problem: What is asked.
+        block: The target's block.
+        target: The target SAE.
+        W_enc_rows: Its encoder, a row a feature.
+        segment: The sequence at the point where it is differentiated.
+        target_pos: Where.
+        target_feature: Which.
+        pre_act: The targets' pre-activations, which decide their slopes; `None` where they have to be computed,
+            because the segment is not at the prompt's own activations.
+    """
+    p, rows = target_pos, W_enc_rows[target_feature]
+    slope = jnp.ones(len(p), rows.dtype)
     if problem.target_quantity == "activation":
-        pre = segment.target_pre_acts[p, target_feature]
-        g_post = g_post * activation(target.cfg.activation).slope(pre)[:, None]
-    g_pre = g_post * segment.gelu_slope[p]
-    g_normed = einsum(g_pre, block.mlp.W_in, "target d_mlp, d_model d_mlp -> target d_model")
-    resid = _norm_pull(_at(segment.norm2, p), block.ln2, g_normed)
+        if pre_act is None:
+            x = segment.arriving[p] - (target.weights.b_dec if target.cfg.subtract_b_dec else 0)
+            pre_act = (x * rows).sum(-1) + target.weights.b_enc[target_feature]
+        slope = activation(target.cfg.activation).slope(pre_act)
+    hook = rows * slope[:, None]
+    pre = hook * segment.gelu_slope[p]
+    normed = einsum(pre, block.mlp.W_in, "target d_mlp, d_model d_mlp -> target d_model")
+    resid = _norm_pull(_at(segment.norm2, p), block.ln2, normed, problem.frozen)
     z = einsum(resid, block.attn.W_O, "target d_model, head d_head d_model -> target head d_head")
     pattern = segment.pattern[:, p].swapaxes(0, 1)  # [target, head, k_pos]
+    own_pattern = jnp.take_along_axis(pattern, p[:, None, None], axis=-1)[..., 0]
+    if problem.frozen:
+        return Pulled(slope, hook, pre, normed, resid, z, None, own_pattern)
     g_pattern = einsum(z, segment.v, "target head d_head, k_pos head d_head -> target head k_pos")
     mean = (pattern * g_pattern).sum(-1, keepdims=True)
     scores = pattern * (g_pattern - mean) * problem.cfg.attention_scale
-    g_q = einsum(scores, segment.k, "target head k_pos, k_pos head d_head -> target head d_head")
-    own = jnp.take_along_axis(scores, p[:, None, None], axis=-1)
-    own_pattern = jnp.take_along_axis(pattern, p[:, None, None], axis=-1)
-    g_normed1 = (
-        _from_heads(g_q, block.attn.W_Q)
-        + _from_heads(own * segment.q[p], block.attn.W_K)
-        + _from_heads(own_pattern * z, block.attn.W_V)
-    )
-    same_pos = resid + _norm_pull(_at(segment.norm1, p), block.ln1, g_normed1)
-    return Pulled(resid, z, scores, same_pos)
+    return Pulled(slope, hook, pre, normed, resid, z, scores, own_pattern)
 
 
-def _at(state: NormState, p: Int[Array, "target"]) -> NormState:
-    return NormState(state.scale[p], state.normalized[p])
-
-
-def _from_heads(g: Float[Array, "target head d_head"], W: Float[Array, "head d_model d_head"]) -> Array:
-    return einsum(g, W, "target head d_head, head d_model d_head -> target d_model")
-
-
-def dots(
-    vectors: Float[Array, "target kind d_model"],
-    E: Float[Array, "d_sae d_model"],
+def own_position(
+    problem: Problem,
+    block: BlockWeights,
+    W_heads: Float[Array, "vqk head d_head d_model"],
+    segment: Segment,
+    pulled: Pulled,
     target_pos: Int[Array, "target"],
-    sources: Int[Array, "pos slot"],
-) -> Float[Array, "kind target slot"]:
-    """Products of targets' vectors with the table's rows of the sources at their own position; one gather for all."""
-    rows = E[sources[target_pos]]
-    return einsum(vectors, rows, "target kind d_model, target slot d_model -> kind target slot")
+    parts: str,
+) -> Float[Array, "target part d_model"]:
+    """Targets pulled through attention at their own position: one vector each, or one for each part of an edge.
+
+    Parts are the residual stream and then attention through value, query and key, together or head by head.
+    """
+    p = target_pos
+    attention = [pulled.own_pattern[..., None] * pulled.z]  # to the values of the own position
+    if pulled.scores is not None:
+        attention.append(einsum(pulled.scores, segment.k, "target head k_pos, k_pos head d_head -> target head d_head"))
+        own = jnp.take_along_axis(pulled.scores, p[:, None, None], axis=-1)
+        attention.append(own * segment.q[p])
+    read = jnp.stack(attention, 1)  # [target, vqk, head, d_head]
+    W, norm1 = W_heads[: read.shape[1]], _at(segment.norm1, p)
+    if parts == "none":
+        n = read.shape[1] * read.shape[2] * read.shape[3]
+        normed = read.reshape(len(p), n) @ W.reshape(n, -1)
+        return (pulled.resid + _norm_pull(norm1, block.ln1, normed, problem.frozen))[:, None]
+    out = "vqk" if parts == "kinds" else "vqk head"
+    normed = einsum(read, W, f"target vqk head d_head, vqk head d_head d_model -> target {out} d_model")
+    normed = normed.reshape(len(p), -1, normed.shape[-1])
+    pulled_in = _norm_pull(NormState(*(s[:, None] for s in norm1)), block.ln1, normed, problem.frozen)
+    vectors = jnp.concatenate([pulled.resid[:, None], pulled_in], 1)
+    return jnp.pad(vectors, ((0, 0), (0, _n_parts(problem, parts) - vectors.shape[1]), (0, 0)))
 
 
-def all_positions(
+def _n_parts(problem: Problem, parts: str) -> int:
+    return {"none": 1, "kinds": 4, "heads": 1 + 3 * problem.cfg.n_heads}[parts]
+
+
+def norm_stage(
     problem: Problem,
     block: BlockWeights,
     segment: Segment,
     pulled: Pulled,
+    reads: Float[Array, "target d_model"],
+    target_pos: Int[Array, "target"],
+) -> Float[Array, "target d_model"]:
+    """What targets read of the residual stream if the GELU were the identity and attention did nothing."""
+    return _norm_pull(_at(segment.norm2, target_pos), block.ln2, pulled.act_slope[:, None] * reads, problem.frozen)
+
+
+def dots(
+    vectors: Float[Array, "target part d_model"],
     E: Float[Array, "d_sae d_model"],
     target_pos: Int[Array, "target"],
-    sources: Int[Array, "pos slot"],
-) -> Float[Array, "target pos slot"]:
-    """Derivatives along the listed sources of every position; 0 where attention does not look."""
-    queries = segment.q[target_pos]  # [target, head, d_head]
+    sources: Sources,
+    per_position: int | None,
+    at_once: int,
+) -> Float[Array, "part target slot"]:
+    """Products of targets' vectors with the table's rows of the sources at their own position.
 
-    def from_position(inputs):
-        listed, norm1, g_scores, pattern = inputs  # the last two [target, head]
-        e = _norm_push(norm1, block.ln1, E[listed])
-        dk = einsum(e, block.attn.W_K, "slot d_model, head d_model d_head -> slot head d_head")
-        dv = einsum(e, block.attn.W_V, "slot d_model, head d_model d_head -> slot head d_head")
-        meet = "target head d_head, slot head d_head -> target slot"
-        return einsum(g_scores[..., None] * queries, dk, meet) + einsum(pattern[..., None] * pulled.z, dv, meet)
+    Args:
+        vectors: A few for each target.
+        E: The table.
+        target_pos: Their positions.
+        sources: Of the sequence.
+        per_position: The largest number of sources at a position; `None` where every one is listed.
+        at_once: Targets whose rows are gathered together. A core is fastest with one, whose rows stay in its cache.
+    """
+    if per_position is None:
+        return einsum(vectors, E, "target part d_model, d_sae d_model -> part target d_sae")
+    index = jnp.pad(sources.flat % len(E), (0, per_position))
 
-    pattern = segment.pattern[:, target_pos]  # [head, target, k_pos]
-    cross = jax.lax.map(
-        from_position,
-        (
-            sources,
-            segment.norm1,
-            pulled.scores.transpose(2, 0, 1),
-            pattern.transpose(2, 1, 0),
-        ),
-    ).swapaxes(0, 1)  # [target, pos, slot]
-    (own,) = dots(pulled.same_pos[:, None], E, target_pos, sources)
-    here = jnp.arange(sources.shape[0])[None, :, None] == target_pos[:, None, None]
-    return jnp.where(here, own[:, None, :], cross)
+    def one(target):
+        vector, pos = target
+        rows = E[jax.lax.dynamic_slice_in_dim(index, sources.starts[pos], per_position)]
+        return einsum(rows, vector, "slot d_model, part d_model -> part slot")
+
+    found = jax.lax.map(one, (vectors, target_pos), batch_size=at_once if at_once > 1 else None)
+    return found.swapaxes(0, 1)
 
 
-@partial(jax.jit, static_argnames=("problem", "everywhere"))
-def structured(
-    params: Any,
-    target: SAE,
-    W_enc_rows: Float[Array, "d_sae_target d_mlp"],
-    E: Float[Array, "d_sae d_model"],
-    segments: Segment,
-    target_pos: Int[Array, "batch target"],
-    target_feature: Int[Array, "batch target"],
-    sources: Int[Array, "batch pos slot"],
-    *,
+def cross_positions(
     problem: Problem,
-    everywhere: bool,
-) -> Float[Array, "batch target *pos slot"]:
-    """Derivatives of a batch of sequences, at each target's own position or, with `everywhere`, at all of them."""
-    block = params.blocks[int(problem.target_hook.split(".")[1])]
+    block: BlockWeights,
+    W_heads: Float[Array, "vqk head d_head d_model"],
+    segment: Segment,
+    pulled: Pulled,
+    E: Float[Array, "d_sae d_model"],
+    target_pos: Int[Array, "target"],
+    sources: Sources,
+    parts: str,
+    at_once: int,
+) -> Float[Array, "part target source"]:
+    """Derivatives along all sources through attention alone; 0 where it does not look. For earlier positions.
 
-    def one(segment, pos, feature, listed):
-        pulled = pull(problem, block, target, W_enc_rows, segment, pos, feature)
-        if everywhere:
-            return all_positions(problem, block, segment, pulled, E, pos, listed)
-        return dots(pulled.same_pos[:, None], E, pos, listed)[0]
+    A head at a time, so that nothing of size targets x sources x heads is formed.
+    """
+    heads, n_parts = problem.cfg.n_heads, _n_parts(problem, parts)
+    pattern = segment.pattern[:, target_pos]  # [head, target, k_pos]
+    to_v = pulled.z.swapaxes(0, 1)  # [head, target, d_head]
+    W_V, W_K = (W_heads[i].swapaxes(1, 2) for i in (0, 2))
+    scores = None if pulled.scores is None else pulled.scores.swapaxes(0, 1)
+    queries = segment.q[target_pos].swapaxes(0, 1)
 
-    return jax.vmap(one)(segments, target_pos, target_feature, sources)
+    def some(index: Int[Array, "_source"]) -> Float[Array, "part target _source"]:
+        pos = index // len(E)
+        e = _norm_push(_at(segment.norm1, pos), block.ln1, E[index % len(E)], problem.frozen)
+
+        def head(total, h):
+            value = (to_v[h] @ (e @ W_V[h]).T) * pattern[h][:, pos]
+            key = None if scores is None else (queries[h] @ (e @ W_K[h]).T) * scores[h][:, pos]
+            if parts == "none":
+                return total.at[0].add(value if key is None else value + key), None
+            first, last = (1, 3) if parts == "kinds" else (1 + h, 1 + 2 * heads + h)
+            total = total.at[first].add(value)
+            return (total if key is None else total.at[last].add(key)), None
+
+        shape = (n_parts, len(target_pos), len(index))
+        return jax.lax.scan(head, jnp.zeros(shape, E.dtype), jnp.arange(heads))[0]
+
+    n = len(sources.flat)
+    if n <= at_once:
+        return some(sources.flat)
+    index = jnp.pad(sources.flat, (0, -n % at_once)).reshape(-1, at_once)
+    found = jax.lax.map(some, index)  # [block, part, target, source]
+    return found.transpose(1, 2, 0, 3).reshape(n_parts, len(target_pos), -1)[..., :n]
+
+
+def everywhere(
+    cross: Float[Array, "part target source"] | float,
+    own: Float[Array, "part target slot"],
+    target_pos: Int[Array, "target"],
+    sources: Sources,
+    d_sae: int,
+) -> Float[Array, "part target source"]:
+    """Puts the own position's values in their places among those of the others; 0 where the source comes later."""
+    pos = sources.flat // d_sae
+    slot = jnp.clip(jnp.arange(len(pos)) - sources.starts[pos], 0, own.shape[-1] - 1)
+    found = jnp.where(pos == target_pos[:, None], own[..., slot], cross)
+    return jnp.where(pos <= target_pos[:, None], found, 0)
+
+
+def meet(
+    problem: Problem,
+    block: BlockWeights,
+    W_heads: Float[Array, "vqk head d_head d_model"],
+    E: Float[Array, "d_sae d_model"],
+    segment: Segment,
+    pulled: Pulled,
+    target_pos: Int[Array, "target"],
+    sources: Sources,
+    *,
+    parts: str,
+    all_positions: bool,
+    per_position: int | None,
+    targets_at_once: int,
+    sources_at_once: int,
+) -> tuple[Float[Array, "part target slot"], Float[Array, "target d_model"]]:
+    """Derivatives of pulled targets along sources, at their own positions or along all of the sequence.
+
+    Returns:
+        The derivatives, and the targets pulled all the way at their own positions.
+    """
+    vectors = own_position(problem, block, W_heads, segment, pulled, target_pos, parts)
+    own = dots(vectors, E, target_pos, sources, per_position, targets_at_once)
+    if all_positions:
+        cross = cross_positions(
+            problem, block, W_heads, segment, pulled, E, target_pos, sources, parts, sources_at_once
+        )
+        own = everywhere(cross, own, target_pos, sources, len(E))
+    return own, vectors.sum(1)

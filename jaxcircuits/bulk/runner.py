@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ from jaxcircuits.corpus import read_corpus
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import new_directory, read_json
 from jaxcircuits.progress import progress
-
-PROMPTS_A_PART = 64
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,7 @@ def attribute_to_run(
     out: str | os.PathLike,
     *,
     targets: Sequence[tuple[int, int]] | None = None,
+    memory: int | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     keep: int = 20,
@@ -105,6 +104,7 @@ def attribute_to_run(
         prompts: From `read_prompts`.
         out: The directory to make.
         targets: `(position, feature)` to attribute in each prompt; by default every active one.
+        memory: Bytes to plan for; by default by what the device has.
         overwrite: Whether to replace what is there.
         quiet: No progress bar.
         keep: How many of the strongest edges to return.
@@ -115,13 +115,17 @@ def attribute_to_run(
     Raises:
         InputError: Settings, prompts or the output directory cannot be used.
     """
-    engine = Engine(bundle, settings)
+    engine = Engine(bundle, settings, memory)
+    numbered = list(enumerate(prompts.ids))
     strongest: Columns | None = None
     with new_directory(out, overwrite) as new, progress(quiet) as bar:
-        writer = RunWriter(new)
-        task = bar.add_task("attributing", total=len(prompts.ids))
-        for first in range(0, len(prompts.ids), PROMPTS_A_PART):
-            part = list(enumerate(prompts.ids))[first : first + PROMPTS_A_PART]
+        writer = RunWriter(new, engine.edge_columns, engine.target_columns)
+        task = bar.add_task("planning", total=len(numbered))
+        plan = engine.make_plan(numbered, targets)
+        engine.fit_baseline(numbered)
+        bar.update(task, description="attributing")
+        for first in range(0, len(numbered), plan.prompts_a_part):
+            part = numbered[first : first + plan.prompts_a_part]
             edges, found = engine.run(part, targets)
             writer.write(edges, found, (first, first + len(part)))
             strongest = _strongest(strongest, edges, keep)
@@ -151,7 +155,8 @@ def _description(
         "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
         "bundle": {"path": str(bundle.path), "sha256": dict(bundle.manifest.get("sha256", {}))},
         "inputs": {"tokens_sha256": digest, "skipped": list(prompts.skipped)},
-        "plan": {"prompts_a_part": PROMPTS_A_PART},
+        "plan": engine.plan.to_json() if engine.plan else None,
+        "report": asdict(engine.report),
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxcircuits.attribution.edges import EDGE_COLUMNS, TARGET_COLUMNS, Columns, to_arrow
+from jaxcircuits.attribution.edges import EDGE_COLUMNS, TARGET_COLUMNS, Columns, empty, to_arrow
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import read_json, sha256, write_json
 
@@ -23,8 +23,9 @@ SCHEMA = 1
 class RunWriter:
     """Writes a run's parts into an empty directory; `finish` writes `run.json`, without which nothing counts."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, edge_columns: Mapping[str, type], target_columns: Mapping[str, type]) -> None:
         self.path = path
+        self.schemas = {"edges": edge_columns, "targets": target_columns}
         self.parts: list[dict[str, Any]] = []
         for name in ("edges", "targets"):
             (path / name).mkdir()
@@ -33,9 +34,9 @@ class RunWriter:
         """Writes one part: the edges and targets of prompts `first` up to, not including, `last`."""
         name = f"part-{len(self.parts):05d}.parquet"
         files = {}
-        for kind, columns, schema in (("edges", edges, EDGE_COLUMNS), ("targets", targets, TARGET_COLUMNS)):
+        for kind, columns in (("edges", edges), ("targets", targets)):
             file = f"{kind}/{name}"
-            write_parquet(self.path / file, to_arrow(columns, schema))
+            write_parquet(self.path / file, to_arrow(columns, self.schemas[kind]))
             files[kind] = {"file": file, "rows": len(columns["prompt"]), "sha256": sha256(self.path / file)}
         self.parts.append({"prompts": list(prompts), **files})
 
@@ -96,8 +97,6 @@ class Run:
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"the run {self.path} is damaged ({str(error).splitlines()[0]}); run it again.") from None
         if not tables:
-            from jaxcircuits.attribution.edges import empty
-
             return to_arrow(empty(schema), schema)
         return pa.concat_tables(tables)
 

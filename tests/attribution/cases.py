@@ -31,8 +31,46 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "neurons": {"source_basis": "neurons", "source_threshold": "all", "positions": "all"},
     "neurons of a reconstruction": {"source_basis": "neurons", "splice": "source"},
     "thresholds": {"source_threshold": 0.4, "target_threshold": 0.3, "positions": "all"},
+    "the largest": {"top_k": 3, "positions": "all"},
+    "large ones": {"min_attribution": 0.05, "positions": "all"},
+    "the largest of the large": {"min_attribution": 0.05, "top_k": 2},
+    "parts": {"parts": "kinds"},
+    "parts, all positions": {"parts": "kinds", "positions": "all", "splice": "source"},
+    "remainder": {"completeness": True},
+    "frozen": {"derivative": "frozen"},
+    "frozen, all positions": {"derivative": "frozen", "positions": "all", "include_bos": True},
+    "frozen, secant": {"derivative": "frozen", "gelu": "secant", "positions": "all", "splice": "source"},
+    "frozen, pre-activations": {
+        "derivative": "frozen",
+        "target_quantity": "pre_activation",
+        "target_threshold": -np.inf,
+        "positions": "all",
+        "source_threshold": 0.4,
+    },
+    "frozen, parts": {"derivative": "frozen", "parts": "kinds", "positions": "all"},
+    "frozen neurons": {"derivative": "frozen", "source_basis": "neurons", "source_threshold": "all"},
+    "integrated": {"derivative": "integrated", "points": 5},
+    "integrated, all positions": {"derivative": "integrated", "points": 4, "positions": "all", "splice": "both"},
+    "integrated from the mean": {"derivative": "integrated", "points": 4, "baseline": "mean", "top_k": 4},
+    "integrated pre-activations": {
+        "derivative": "integrated",
+        "points": 3,
+        "target_quantity": "pre_activation",
+        "parts": "kinds",
+        "positions": "all",
+    },
 }
 """Fields of `Settings`."""
+
+BETWEEN: dict[str, dict[str, Any]] = {
+    f"{derivative}, {through}, {positions}": {"derivative": derivative, "through": through, "positions": positions}
+    for derivative in ("exact", "frozen", "integrated")
+    for through in ("total", "direct")
+    for positions in ("same", "all")
+}
+"""With a layer between the SAEs, and an SAE on it."""
+for _row in BETWEEN.values():
+    _row |= {"completeness": True, "points": 3, "splice": "source"}
 
 KEY = ("prompt", "target_pos", "target_feature", "source_pos", "source_feature")
 
@@ -50,6 +88,20 @@ def prompts_of(bundle: Bundle, *lengths: int) -> list[tuple[int, np.ndarray]]:
 def edges_of(bundle: Bundle, prompts: list[tuple[int, np.ndarray]], targets=None, **settings: Any) -> Columns:
     """The edges in the precision they were computed in."""
     return Engine(bundle, Settings(**settings)).run(prompts, targets)[0]
+
+
+def assert_same_targets(actual: Columns, expected: Columns, kind: str) -> None:
+    """Asserts that two lists of targets agree: the same columns, their sums relative to the largest of any kind."""
+    assert list(actual) == list(expected)
+    sums = [n for n in expected if n not in (*KEY, "activation", "pre_activation", "edges", "edges_cut")]
+    unit = max(np.nanmax(np.abs(expected[n]), initial=0.0) for n in (*sums, "pre_activation"))
+    for name, values in expected.items():
+        if name not in sums:
+            assert_close(actual[name], values, kind if name.endswith("activation") else "exact", name)
+            continue
+        tolerance = TOLERANCES[kind][str(expected["activation"].dtype)]
+        np.testing.assert_array_equal(np.isnan(actual[name]), np.isnan(values), name)
+        assert np.nanmax(np.abs(actual[name] - values), initial=0.0) <= tolerance * unit, name
 
 
 def assert_same_edges(actual: Columns, expected: Columns, kind: str, columns=("gradient", "attribution")) -> None:

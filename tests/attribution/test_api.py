@@ -51,7 +51,7 @@ def test_what_was_used_is_recorded(bundle) -> None:
         ("", {}, "prompt is empty"),
         ([], {}, "no prompt"),
         ([[]], {}, "at least one"),
-        ([0.5, 1.0], {}, "whole numbers"),
+        (np.array([0.5, 1.0]), {}, "whole numbers"),
         ([0, 31], {}, "token ids must lie in 0..30, got 31"),
         ([0, -1], {}, "got -1"),
         ([0] * 17, {}, "17 tokens.*context holds 16"),

@@ -73,7 +73,7 @@ def test_the_intervention_does_what_the_derivative_says(x64: None) -> None:
 
     bundle = bundle_of("global then local", jnp.float64)
     prompts = prompts_of(bundle, 10)
-    edges = edges_of(bundle, prompts, positions="all", top_n=1)
+    edges = edges_of(bundle, prompts, positions="all", top_k=1)
     source, target = bundle.saes.values()
     tokens, delta = jnp.asarray(prompts[0][1]), 1e-6
 

@@ -88,7 +88,14 @@ def test_heads_side_by_side_keep_their_places() -> None:
         ({"splice": "all"}, "splice must be one of"),
         ({"source_threshold": "most"}, "number or 'all'"),
         ({"target_threshold": float("nan")}, "got NaN"),
-        ({"top_n": 0}, "at least 1"),
+        ({"top_k": 0}, "at least 1"),
+        ({"points": 0}, "at least 1"),
+        ({"min_attribution": -1.0}, "must not be negative"),
+        ({"gelu": "chord"}, "gelu must be one of tangent, secant"),
+        ({"through": "both"}, "through must be one of total, direct"),
+        ({"precision": "high"}, "precision must be one of highest, tf32, bf16"),
+        ({"parts": "heads", "method": "reference"}, "parts by head are computed by method structured"),
+        ({"stages": True, "method": "reference"}, "stages are computed by method structured"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:

@@ -8,21 +8,40 @@ import pytest
 
 from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.errors import InputError
-from tests.attribution.cases import KEY, MODELS, SETTINGS, assert_same_edges, bundle_of, edges_of, prompts_of
-from tests.helpers import tiny_bundle, tiny_config
+from tests.attribution.cases import (
+    BETWEEN,
+    KEY,
+    MODELS,
+    SETTINGS,
+    assert_same_edges,
+    assert_same_targets,
+    bundle_of,
+    edges_of,
+    prompts_of,
+)
+from tests.helpers import TOLERANCES, tiny_bundle, tiny_config
+
+OUTER = {"source": "blocks.0.mlp.hook_post", "target": "blocks.2.mlp.hook_post"}
 
 METHODS = ("structured",)
 
 
-def _compare(method: str, model: str, settings: dict[str, Any], dtype: Any, processed: bool) -> None:
+def _compare(method: str, model: str, settings: dict[str, Any], dtype: Any, processed: bool, **ends: str) -> None:
     bundle = bundle_of(model, dtype, processed=processed)
-    ends = {"source": f"blocks.{bundle.cfg.n_layers - 2}.mlp.hook_post"}  # the last two layers are adjacent
+    # By default the last two layers, which are adjacent.
+    ends = ends or {"source": f"blocks.{bundle.cfg.n_layers - 2}.mlp.hook_post"}
     prompts = prompts_of(bundle, 11, 5)
-    found = edges_of(bundle, prompts, **ends, **settings, method=method)
-    expected = edges_of(bundle, prompts, **ends, **settings, method="reference")
+    found, targets = Engine(bundle, Settings(**ends, **settings, method=method)).run(prompts)
+    expected, expected_targets = Engine(bundle, Settings(**ends, **settings, method="reference")).run(prompts)
     assert len(expected["prompt"]) > 20
-    assert np.abs(expected["gradient"]).max() > 1e-3
-    assert_same_edges(found, expected, "methods")
+    if "through" not in settings or settings["through"] == "total" or settings["positions"] == "all":
+        assert np.abs(expected["gradient"]).max() > 1e-3
+    parts = ("residual", "value", "query", "key") if "parts" in settings else ()
+    assert_same_edges(found, expected, "methods", ("gradient", "attribution"))
+    for part in parts:  # differences of derivatives: relative to these
+        size = np.abs(expected["gradient"]).max()
+        assert np.abs(found[part] - expected[part]).max() <= TOLERANCES["methods"][str(found[part].dtype)] * size, part
+    assert_same_targets(targets, expected_targets, "methods")
 
 
 @pytest.mark.parametrize("settings", list(SETTINGS))
@@ -31,14 +50,42 @@ def test_every_setting(method: str, settings: str) -> None:
     _compare(method, "global then local", SETTINGS[settings], jnp.float32, True)
 
 
+@pytest.mark.parametrize("derivative", ["exact", "frozen"])
 @pytest.mark.parametrize("model", list(MODELS))
 @pytest.mark.parametrize("method", METHODS)
-def test_every_model(method: str, model: str) -> None:
-    _compare(method, model, {"positions": "all", "splice": "source"}, jnp.float32, True)
+def test_every_model(method: str, model: str, derivative: str) -> None:
+    settings = {"positions": "all", "splice": "source", "derivative": derivative, "completeness": True}
+    _compare(method, model, settings, jnp.float32, True)
+
+
+@pytest.mark.parametrize("settings", list(BETWEEN))
+def test_with_a_layer_between(settings: str) -> None:
+    _compare("structured", "three layers", BETWEEN[settings], jnp.float32, True, **OUTER)
+
+
+@pytest.mark.parametrize("positions", ["same", "all"])
+def test_forward_through_a_layer_between(positions: str, x64: None) -> None:
+    """Few sources: they are pushed through it, instead of the targets back."""
+    settings = {"positions": positions, "source_threshold": 1.0, "completeness": True}
+    bundle = bundle_of("three layers", jnp.float64)
+    engine = Engine(bundle, Settings(**OUTER, **settings))
+    assert {shape.direction for shape in engine.make_plan(prompts_of(bundle, 11, 5)).shapes} == {"forward"}
+    _compare("structured", "three layers", settings, jnp.float64, True, **OUTER)
 
 
 @pytest.mark.parametrize("processed", [True, False], ids=["processed", "as trained"])
-@pytest.mark.parametrize("settings", ["all positions", "both spliced, BOS too", "pre-activations, off ones too"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "all positions",
+        "both spliced, BOS too",
+        "pre-activations, off ones too",
+        "parts, all positions",
+        "frozen, pre-activations",
+        "frozen, secant",
+        "integrated from the mean",
+    ],
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_in_float64(method: str, settings: str, processed: bool, x64: None) -> None:
     _compare(method, "global then local", SETTINGS[settings], jnp.float64, processed)
@@ -47,10 +94,11 @@ def test_in_float64(method: str, settings: str, processed: bool, x64: None) -> N
 def test_auto_is_structured_where_it_can_be() -> None:
     bundle = bundle_of("three layers")
     first, second, third = bundle.saes
-    assert Engine(bundle, Settings(source=first, target=second)).method == "structured"
-    assert Engine(bundle, Settings(source=first, target=third)).method == "reference"
-    with pytest.raises(InputError, match="adjacent layers.*reference"):
-        Engine(bundle, Settings(source=first, target=third, method="structured"))
+    assert Engine(bundle, Settings(source=first, target=second)).task.way == "adjacent"
+    assert Engine(bundle, Settings(source=first, target=third)).task.way == "between"
+    assert Engine(bundle, Settings(source=first, target=third, parts="kinds")).method == "reference"
+    with pytest.raises(InputError, match="parts of adjacent layers.*reference"):
+        Engine(bundle, Settings(source=first, target=third, method="structured", parts="kinds"))
 
 
 @pytest.mark.parametrize("method", [*METHODS, "reference"])
@@ -65,16 +113,14 @@ def test_a_batch_equals_each_prompt_alone(method: str, positions: str) -> None:
 
 
 @pytest.mark.parametrize("method", [*METHODS, "reference"])
-def test_chunks_change_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxcircuits.attribution import engine
-
+def test_chunks_change_nothing(method: str) -> None:
     bundle = bundle_of("global then local")
     prompts = prompts_of(bundle, 16, 9)
     whole = edges_of(bundle, prompts, method=method, positions="all")
-    monkeypatch.setattr(engine, "REFERENCE_CHUNK", 5)
-    monkeypatch.setattr(engine, "STRUCTURED_CHUNK_BYTES", 1)
-    monkeypatch.setattr(engine, "TOKENS_A_BATCH", 1)
-    assert_same_edges(edges_of(bundle, prompts, method=method, positions="all"), whole, "methods")
+    small = Engine(bundle, Settings(method=method, positions="all"), memory=1)
+    cut, _ = small.run(prompts)
+    assert {(shape.batch, shape.chunk) for shape in small.plan.shapes} == {(1, 1)}
+    assert_same_edges(cut, whole, "methods")
 
 
 def test_edges_come_in_their_order() -> None:

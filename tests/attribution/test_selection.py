@@ -1,5 +1,6 @@
 """Which sources and targets count, and that none that counts is lost."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,70 +8,105 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jaxcircuits.attribution import Engine, Settings
-from jaxcircuits.attribution.engine import _top_n
 from jaxcircuits.attribution.selection import (
     bucket,
-    length_bucket,
+    first_true,
+    large_slots,
     named_targets,
     select_sources,
     select_targets,
+    top_slots,
 )
 from jaxcircuits.errors import InputError
 from tests.attribution.cases import bundle_of, edges_of, prompts_of
 
-ACTS = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 40)), elements=st.sampled_from([0.0, 0.5, 1.0]))
+# One shape an array, or every example would be compiled anew.
+ACTS = arrays(np.float32, (5, 40), elements=st.sampled_from([0.0, 0.0, 0.5, 1.0]))
+
+
+@given(mask=arrays(bool, 77, elements=st.booleans()), sparse=st.booleans())
+def test_first_true_finds_them_in_order(mask: np.ndarray, sparse: bool) -> None:
+    mask = mask & (np.arange(77) % 9 == 4) if sparse else mask
+    expected = np.flatnonzero(mask)
+    for capacity in (1, 20, 77):
+        index, count = first_true(jnp.asarray(mask), capacity)
+        assert count == len(expected)
+        n = min(capacity, len(expected))
+        np.testing.assert_array_equal(np.asarray(index)[:n], expected[:n])
+        assert (np.asarray(index) < 77).all()
+
+
+def test_first_true_of_a_mask_of_many_words() -> None:
+    mask = np.random.default_rng(0).random(100_003) < 0.01
+    index, count = first_true(jnp.asarray(mask), 2000)
+    np.testing.assert_array_equal(np.asarray(index)[: int(count)], np.flatnonzero(mask))
 
 
 @given(acts=ACTS, threshold=st.sampled_from([-1.0, 0.0, 0.5]), first=st.integers(0, 2))
 def test_every_source_above_the_threshold_is_listed_once(acts: np.ndarray, threshold: float, first: int) -> None:
     counted = np.arange(len(acts)) >= first
-    sources = select_sources(acts, threshold, counted)
-    for pos in range(len(acts)):
-        listed = sources.feature[pos, sources.valid[pos]]
-        expected = np.flatnonzero(acts[pos] > threshold) if counted[pos] else []
-        np.testing.assert_array_equal(listed, expected)
+    sources = select_sources(jnp.asarray(acts), threshold, jnp.asarray(counted), acts.size)
+    expected = np.flatnonzero((acts > threshold) & counted[:, None])
+    assert sources.number == len(expected)
+    np.testing.assert_array_equal(np.asarray(sources.flat)[: len(expected)], expected)
+    np.testing.assert_array_equal(np.asarray(sources.act)[: len(expected)], acts.reshape(-1)[expected])
+    by_pos = ((acts > threshold) & counted[:, None]).sum(1)
+    np.testing.assert_array_equal(np.diff(np.asarray(sources.starts)), by_pos)
+    assert sources.most == by_pos.max()
 
 
-@given(acts=ACTS, first=st.integers(0, 2))
-def test_all_sources_means_all(acts: np.ndarray, first: int) -> None:
-    counted = np.arange(len(acts)) >= first
-    sources = select_sources(acts, "all", counted)
-    assert sources.valid.sum() == counted.sum() * acts.shape[1]
+def test_all_sources_means_all() -> None:
+    acts = np.random.default_rng(0).standard_normal((3, 7)).astype(np.float32)
+    sources = select_sources(jnp.asarray(acts), "all", jnp.ones(3, bool), 1)
+    np.testing.assert_array_equal(sources.flat, np.arange(21))
+    np.testing.assert_array_equal(sources.starts, [0, 7, 14, 21])
 
 
 @given(acts=ACTS, threshold=st.sampled_from([-1.0, 0.0, 0.5]))
 def test_targets_are_strictly_above_and_in_order(acts: np.ndarray, threshold: float) -> None:
-    targets = select_targets(acts, threshold, np.ones(len(acts), bool))
-    np.testing.assert_array_equal(np.stack(targets, 1), np.argwhere(acts > threshold))
+    given_acts = jnp.asarray(acts)
+    targets = select_targets(given_acts, given_acts, "activation", threshold, jnp.ones(len(acts), bool), acts.size)
+    expected = np.argwhere(acts > threshold)
+    assert targets.number == len(expected)
+    found = np.stack([targets.pos, targets.feature], 1)[: len(expected)]
+    np.testing.assert_array_equal(found, expected)
 
 
 @given(n=st.integers(1, 5000))
 def test_buckets_hold_what_they_are_for(n: int) -> None:
     assert n <= bucket(n) <= max(8, 2 * n - 1)
-    assert n <= length_bucket(n, 5000) <= max(16, 2 * n)
-    assert length_bucket(n, n) == n if n <= 16 else length_bucket(n, n) <= 2 * n
 
 
 @given(
-    sizes=arrays(np.float32, st.integers(0, 30), elements=st.floats(0, 4, width=16)),
-    n=st.integers(1, 5),
-    seed=st.integers(0, 99),
+    sizes=arrays(np.float32, (4, 9), elements=st.floats(0, 4, width=16)),
+    valid=arrays(bool, (4, 9)),
+    n=st.sampled_from([1, 3, 20]),
 )
-def test_top_n_keeps_each_targets_largest(sizes: np.ndarray, n: int, seed: int) -> None:
-    target = np.sort(np.random.default_rng(seed).integers(0, 5, len(sizes)))
-    kept = _top_n(target, sizes, n)
-    for t in range(5):
-        mine, chosen = sizes[target == t], kept[target == t]
-        assert chosen.sum() == min(n, len(mine))
-        if chosen.any() and not chosen.all():
-            assert mine[chosen].min() >= mine[~chosen].max()
+def test_top_slots_are_each_targets_largest(sizes: np.ndarray, valid: np.ndarray, n: int) -> None:
+    slots, kept = (np.asarray(x) for x in top_slots(jnp.asarray(sizes), jnp.asarray(valid), n))
+    for t in range(4):
+        chosen = np.zeros(9, bool)
+        chosen[slots[t][kept[t]]] = True
+        assert chosen.sum() == kept[t].sum() == min(n, valid[t].sum())
+        assert not (chosen & ~valid[t]).any()
+        assert (np.diff(slots[t][kept[t]]) > 0).all()
+        if chosen.any() and (valid[t] & ~chosen).any():
+            assert sizes[t][chosen].min() >= sizes[t][valid[t] & ~chosen].max()
 
 
-def test_top_n_counts_and_sums_what_it_cuts() -> None:
+@given(large=arrays(bool, (3, 50)))
+def test_large_slots_are_those_marked(large: np.ndarray) -> None:
+    slots, kept, most = large_slots(jnp.asarray(large), 50)
+    assert most == large.sum(1).max()
+    for t in range(3):
+        np.testing.assert_array_equal(np.asarray(slots)[t][np.asarray(kept)[t]], np.flatnonzero(large[t]))
+
+
+def test_top_k_counts_and_sums_what_it_cuts() -> None:
     bundle = bundle_of("global then local")
     prompts = prompts_of(bundle, 14)
     every, all_targets = Engine(bundle, Settings(positions="all")).run(prompts)
-    kept, targets = Engine(bundle, Settings(positions="all", top_n=3)).run(prompts)
+    kept, targets = Engine(bundle, Settings(positions="all", top_k=3)).run(prompts)
     assert len(kept["prompt"]) == targets["edges"].sum() < len(every["prompt"])
     np.testing.assert_array_equal(targets["edges"] + targets["edges_cut"], all_targets["edges"])
     np.testing.assert_allclose(
@@ -78,6 +114,22 @@ def test_top_n_counts_and_sums_what_it_cuts() -> None:
     )
     assert targets["edges"].max() == 3
     assert not all_targets["edges_cut"].any()
+
+
+@pytest.mark.parametrize("positions", ["same", "all"])
+def test_small_edges_are_counted_and_summed(positions: str) -> None:
+    bundle = bundle_of("global then local")
+    prompts = prompts_of(bundle, 14)
+    every, all_targets = Engine(bundle, Settings(positions=positions)).run(prompts)
+    kept, targets = Engine(bundle, Settings(positions=positions, min_attribution=0.1)).run(prompts)
+    large = np.abs(every["attribution"]) > 0.1
+    assert 0 < large.sum() < len(large)
+    for name in ("target_pos", "target_feature", "source_pos", "source_feature"):
+        np.testing.assert_array_equal(kept[name], every[name][large])
+    np.testing.assert_array_equal(targets["edges"] + targets["edges_cut"], all_targets["edges"])
+    np.testing.assert_allclose(
+        targets["attribution_sum"] + targets["attribution_cut"], all_targets["attribution_sum"], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_thresholds_are_strict() -> None:

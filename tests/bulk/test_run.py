@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxcircuits import InputError, Settings, attribute, load_run
-from jaxcircuits.bulk import attribute_to_run, read_prompts, runner
+from jaxcircuits.attribution import plan
+from jaxcircuits.bulk import attribute_to_run, read_prompts
 from jaxcircuits.bundle import load_bundle
 from tests.helpers import saved_bundle
 
@@ -23,7 +24,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def run(bundle, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(runner, "PROMPTS_A_PART", 2)
+    monkeypatch.setattr(plan, "_prompts_a_part", lambda *_: 2)
     settings = Settings(positions="all")
     return attribute_to_run(bundle, settings, read_prompts(bundle, texts=TEXTS), "run", quiet=True)
 

@@ -1,0 +1,119 @@
+"""What a target is made of besides its listed edges, by kind: the completeness columns of the targets table.
+
+A change behind the source's block, `x [pos, d_model]`, moves a target by `sum_pos (dtarget / dx) . x`. The fields that
+matter are few (all features, the SAE's error, its bias ...), so they are pushed forward once a sequence, and a target
+takes one dot product with each. The method `reference` takes the same sums of its own gradients.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import einsum
+from jaxtyping import Array, Float, Int
+
+from jaxcircuits.attribution.between import pulled_back, resid_mid
+from jaxcircuits.attribution.frozen import Scales, ones
+from jaxcircuits.attribution.problem import Problem
+from jaxcircuits.attribution.reference import scale_gradients
+from jaxcircuits.attribution.structured import Pulled, Segment
+from jaxcircuits.sae import SAE
+from jaxcircuits.types import BlockWeights
+
+FIELDS = ("features", "bos", "sae_error", "b_dec")
+"""What enters at the source hook: every feature, those at a BOS that is left out, and what is no feature."""
+
+
+def source_fields(
+    source: SAE,
+    directions: Float[Array, "d_sae d_in"],
+    h: Float[Array, "pos d_in"],
+    acts: Float[Array, "pos d_sae"],
+    counted: Any,
+    *,
+    neurons: bool,
+    integrated: bool,
+) -> dict[str, Float[Array, "pos d_in"]]:
+    """The source hook's value as a sum of kinds, `features + sae_error + b_dec`; and `bos`, a part of `features`.
+
+    Where sources move on a line (`integrated`), `acts` is how far, and what does not move is no field.
+    """
+    features = acts if neurons else acts @ directions
+    fields = {"features": features, "bos": jnp.where(counted[:, None], 0, features)}
+    if integrated:
+        return fields
+    bias = jnp.zeros_like(h) if neurons else jnp.broadcast_to(source.weights.b_dec, h.shape)
+    return fields | {"sae_error": h - features - bias, "b_dec": bias}
+
+
+def structured_remainder(
+    problem: Problem,
+    params: Any,
+    block: BlockWeights,
+    target: SAE,
+    W_enc_rows: Float[Array, "d_sae_target d_mlp"],
+    W_out: Float[Array, "d_in d_model"],
+    h: Float[Array, "pos d_in"],
+    tokens: Int[Array, "pos"],
+    fields: dict[str, Float[Array, "pos d_in"]],
+    segment: Segment,
+    pulled: Pulled,
+    target_pos: Int[Array, "target"],
+    target_feature: Int[Array, "target"],
+    own: Float[Array, "target d_model"] | None,
+) -> dict[str, Float[Array, "target"]]:
+    """The kinds of targets that have been pulled back; those of `Scales` where derivatives are frozen.
+
+    `own` is the targets pulled all the way at their own positions, if that is known.
+    """
+    zero = jnp.zeros((len(tokens), W_out.shape[1]), W_out.dtype)
+
+    def meet(pushed: Float[Array, "pos d_model"]) -> Float[Array, "target"]:
+        return einsum(pulled.resid, pushed[target_pos], "target d_model, target d_model -> target")
+
+    _, push = jax.linearize(partial(resid_mid, problem, params, h, tokens), zero)
+    found = {name: meet(push(field @ W_out)) for name, field in fields.items()}
+    if own is None:
+        back = pulled_back(problem, params, h, tokens, pulled.resid, target_pos)
+        own = jnp.take_along_axis(back, target_pos[:, None, None], axis=1)[:, 0]
+    found["own_position"] = (own * (fields["features"] @ W_out)[target_pos]).sum(-1)
+    if not problem.frozen:
+        return found
+
+    def at_scales(scales: Scales):
+        return resid_mid(problem, params, h, tokens, zero, scales)
+
+    _, push = jax.linearize(at_scales, ones(h.dtype))
+    for i, name in enumerate(Scales._fields):
+        found[name] = meet(push(Scales(*(jnp.asarray(i == j, h.dtype) for j in range(len(Scales._fields))))))
+    found["model_bias"] += pulled.pre @ block.mlp.b_in
+    if block.ln2 is not None:
+        found["model_bias"] += pulled.normed @ block.ln2.b
+    found["gelu_constant"] += einsum(
+        pulled.hook, segment.gelu_constant[target_pos], "target d_mlp, target d_mlp -> target"
+    )
+    b_dec = target.weights.b_dec if target.cfg.subtract_b_dec else jnp.zeros_like(target.weights.b_dec)
+    bias = target.weights.b_enc[target_feature] - W_enc_rows[target_feature] @ b_dec
+    found["target_bias"] = pulled.act_slope * bias
+    return found
+
+
+def reference_remainder(
+    problem: Problem,
+    params: Any,
+    target: SAE,
+    h: Float[Array, "pos d_in"],
+    tokens: Int[Array, "pos"],
+    fields: dict[str, Float[Array, "pos d_in"]],
+    gradients: Float[Array, "target pos d_in"],
+    target_pos: Int[Array, "target"],
+    target_feature: Int[Array, "target"],
+) -> dict[str, Float[Array, "target"]]:
+    """The same by autodiff alone."""
+    found = {name: einsum(gradients, field, "target pos d_in, pos d_in -> target") for name, field in fields.items()}
+    own = jnp.take_along_axis(gradients, target_pos[:, None, None], axis=1)[:, 0]
+    found["own_position"] = (own * fields["features"][target_pos]).sum(-1)
+    if problem.frozen:
+        found |= scale_gradients(problem, params, target, tokens, h, target_pos, target_feature)._asdict()
+    return found
