@@ -4,12 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401  (the hook below looks it up by name)
 
 # Before anything imports the package: shapes and dtypes of annotated signatures are checked at each call.
 install_import_hook("jaxcircuits", "tests.typechecker.check")
+
+
+# No deadline: a first example may compile. Few examples: each is a call of a compiled program.
+settings.register_profile("suite", deadline=None, max_examples=40)
+settings.load_profile("suite")
 
 
 @pytest.fixture

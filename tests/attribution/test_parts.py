@@ -57,9 +57,8 @@ def test_one_head_is_what_autodiff_gives_with_all_else_held(x64: None) -> None:
     pair = resolve(bundle, Settings())
     _, h = source_side(pair.problem, bundle.params, pair.source, jnp.asarray(tokens))
     hold = jax.lax.stop_gradient
-    directions = source.weights.W_dec
+    directions, attn = source.weights.W_dec, "blocks.1.attn"
     for head in range(bundle.cfg.n_heads):
-        attn = "blocks.1.attn"
 
         def only_this(v, head=head):
             return hold(v).at[:, head].set(v[:, head])
@@ -76,7 +75,7 @@ def test_one_head_is_what_autodiff_gives_with_all_else_held(x64: None) -> None:
             return encode(target, acts[hook])
 
         # What goes past attention is held by taking it away: the same with all values held.
-        jacobian = jax.jacrev(target_acts)(h) - jax.jacrev(lambda h: target_acts(h, hold))(h)  # noqa: B023
+        jacobian = jax.jacrev(target_acts)(h) - jax.jacrev(lambda h: target_acts(h, hold))(h)
         at = (edges["target_pos"], edges["target_feature"], edges["source_pos"])
         expected = np.einsum("ed,ed->e", np.asarray(jacobian)[at], np.asarray(directions)[edges["source_feature"]])
         size = np.abs(edges["gradient"]).max()

@@ -33,7 +33,7 @@ def test_lengths_are_the_best_of_all_choices() -> None:
     def cost(chosen: tuple[int, ...]) -> int:
         return sum(min(c for c in chosen if c >= n) for n in lengths)
 
-    ladder = [n for n in rungs(512, 8) if 60 <= n]
+    ladder = [n for n in rungs(512, 8) if n >= 60]
     top = next(n for n in ladder if n >= max(lengths))
     below = [n for n in ladder if n < top]
     best = min((*c, top) for c in combinations(below, LENGTHS - 1)) and min(

@@ -1,5 +1,6 @@
 """Which sources and targets count, and that none that counts is lost."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,6 +21,11 @@ from jaxcircuits.attribution.selection import (
 from jaxcircuits.errors import InputError
 from tests.attribution.cases import bundle_of, edges_of, prompts_of
 
+find, sources_of, targets_of = (
+    jax.jit(f, static_argnums=n) for f, n in ((first_true, 1), (select_sources, (1, 3)), (select_targets, (2, 3, 5)))
+)
+top, large_of = jax.jit(top_slots, static_argnums=2), jax.jit(large_slots, static_argnums=1)
+
 # One shape an array, or every example would be compiled anew.
 ACTS = arrays(np.float32, (5, 40), elements=st.sampled_from([0.0, 0.0, 0.5, 1.0]))
 
@@ -29,7 +35,7 @@ def test_first_true_finds_them_in_order(mask: np.ndarray, sparse: bool) -> None:
     mask = mask & (np.arange(77) % 9 == 4) if sparse else mask
     expected = np.flatnonzero(mask)
     for capacity in (1, 20, 77):
-        index, count = first_true(jnp.asarray(mask), capacity)
+        index, count = find(jnp.asarray(mask), capacity)
         assert count == len(expected)
         n = min(capacity, len(expected))
         np.testing.assert_array_equal(np.asarray(index)[:n], expected[:n])
@@ -45,7 +51,7 @@ def test_first_true_of_a_mask_of_many_words() -> None:
 @given(acts=ACTS, threshold=st.sampled_from([-1.0, 0.0, 0.5]), first=st.integers(0, 2))
 def test_every_source_above_the_threshold_is_listed_once(acts: np.ndarray, threshold: float, first: int) -> None:
     counted = np.arange(len(acts)) >= first
-    sources = select_sources(jnp.asarray(acts), threshold, jnp.asarray(counted), acts.size)
+    sources = sources_of(jnp.asarray(acts), threshold, jnp.asarray(counted), acts.size)
     expected = np.flatnonzero((acts > threshold) & counted[:, None])
     assert sources.number == len(expected)
     np.testing.assert_array_equal(np.asarray(sources.flat)[: len(expected)], expected)
@@ -65,7 +71,7 @@ def test_all_sources_means_all() -> None:
 @given(acts=ACTS, threshold=st.sampled_from([-1.0, 0.0, 0.5]))
 def test_targets_are_strictly_above_and_in_order(acts: np.ndarray, threshold: float) -> None:
     given_acts = jnp.asarray(acts)
-    targets = select_targets(given_acts, given_acts, "activation", threshold, jnp.ones(len(acts), bool), acts.size)
+    targets = targets_of(given_acts, given_acts, "activation", threshold, jnp.ones(len(acts), bool), acts.size)
     expected = np.argwhere(acts > threshold)
     assert targets.number == len(expected)
     found = np.stack([targets.pos, targets.feature], 1)[: len(expected)]
@@ -83,7 +89,7 @@ def test_buckets_hold_what_they_are_for(n: int) -> None:
     n=st.sampled_from([1, 3, 20]),
 )
 def test_top_slots_are_each_targets_largest(sizes: np.ndarray, valid: np.ndarray, n: int) -> None:
-    slots, kept = (np.asarray(x) for x in top_slots(jnp.asarray(sizes), jnp.asarray(valid), n))
+    slots, kept = (np.asarray(x) for x in top(jnp.asarray(sizes), jnp.asarray(valid), n))
     for t in range(4):
         chosen = np.zeros(9, bool)
         chosen[slots[t][kept[t]]] = True
@@ -96,7 +102,7 @@ def test_top_slots_are_each_targets_largest(sizes: np.ndarray, valid: np.ndarray
 
 @given(large=arrays(bool, (3, 50)))
 def test_large_slots_are_those_marked(large: np.ndarray) -> None:
-    slots, kept, most = large_slots(jnp.asarray(large), 50)
+    slots, kept, most = large_of(jnp.asarray(large), 50)
     assert most == large.sum(1).max()
     for t in range(3):
         np.testing.assert_array_equal(np.asarray(slots)[t][np.asarray(kept)[t]], np.flatnonzero(large[t]))
