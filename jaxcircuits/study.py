@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxcircuits.attribution.engine import Engine, Tables
+from jaxcircuits.attribution.engine import Engine
 from jaxcircuits.attribution.problem import Problem, Settings, resolve, source_side, spliced, target_side
 from jaxcircuits.attribution.reference import hook_gradients
+from jaxcircuits.attribution.tables import Tables
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
 from jaxcircuits.sae import SAE, encode

@@ -18,23 +18,13 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxcircuits.attribution.edges import Columns, concatenate, edge_columns, target_columns
 from jaxcircuits.attribution.listing import list_edges
 from jaxcircuits.attribution.plan import Counts, Plan, device_memory, grown, make_plan
-from jaxcircuits.attribution.problem import PRECISIONS, Settings, layer_of, resolve
-from jaxcircuits.attribution.program import (
-    Found,
-    MLPTables,
-    Passed,
-    Shape,
-    Tables,
-    Task,
-    WeightProducts,
-    attribute_chunk,
-    forward_pass,
-    same_position,
-)
+from jaxcircuits.attribution.problem import PRECISIONS, Settings, resolve
+from jaxcircuits.attribution.program import Found, Passed, attribute_chunk, forward_pass, same_position
 from jaxcircuits.attribution.selection import named_targets
+from jaxcircuits.attribution.tables import make_tables
+from jaxcircuits.attribution.task import Shape, Task
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
-from jaxcircuits.model import process_weights
 
 Prompts = Sequence[tuple[int, Int[np.ndarray, "_pos"]]]
 """Row number and token ids of each."""
@@ -88,7 +78,7 @@ class Engine:
         self.edge_columns = edge_columns(settings, bundle.cfg.n_heads)
         self.target_columns = target_columns(settings)
         with jax.default_matmul_precision(PRECISIONS[settings.precision]):
-            self.tables = self._tables()
+            self.tables = make_tables(bundle, self.pair, neurons=settings.source_basis == "neurons")
 
     @property
     def method(self) -> str:
@@ -136,32 +126,6 @@ class Engine:
         hooks = {"source_hook": self.problem.source_hook, "target_hook": self.problem.target_hook}
         more = {"held": list(self.problem.held), "dtype": str(self.bundle.params.W_E.dtype)}
         return {**asdict(self.settings), "completeness": self.settings.complete, **used, **hooks, **more}
-
-    def _tables(self) -> Tables:
-        source, target = self.pair.source.weights, self.pair.target.weights
-        neurons = self.settings.source_basis == "neurons"
-        d_in = self.pair.source.cfg.d_in
-        directions = jnp.eye(d_in, dtype=source.W_dec.dtype) if neurons else source.W_dec
-        tables = Tables(directions, jnp.asarray(target.W_enc.T), None, None)
-        if not self.problem.both_mlps:
-            return tables
-        params, layer = self.bundle.params, layer_of(self.problem.target_hook)
-        W_out = params.blocks[layer_of(self.problem.source_hook)].mlp.W_out
-        attn, W_in = params.blocks[layer].attn, params.blocks[layer].mlp.W_in
-        W_heads = jnp.stack([W.swapaxes(1, 2) for W in (attn.W_V, attn.W_Q, attn.W_K)])
-        E = directions @ W_out
-        tables = tables._replace(mlps=MLPTables(W_out, E, W_heads))
-        if not self.problem.adjacent_mlps:
-            return tables
-        stage_reads = reads = (W_in @ target.W_enc).T
-        writes = E
-        if params.ln_final is not None:
-            # Cosines mean something on processed weights only: the norm's scale folded in, what it ignores gone.
-            processed = process_weights(params, self.bundle.cfg.processing)
-            reads = (processed.blocks[layer].mlp.W_in @ target.W_enc).T
-            writes = directions @ processed.blocks[layer - 1].mlp.W_out
-        norms = (np.linalg.norm(np.asarray(table), axis=1) for table in (writes, reads))
-        return tables._replace(products=WeightProducts(writes, reads, *norms, stage_reads))
 
     # --- before a job -----------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """From a batch's arrays to columns of edges and targets, on the host."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,15 +9,14 @@ from jaxtyping import Float, Int
 
 from jaxcircuits.attribution.edges import REMAINDER_COLUMNS, Columns, part_names
 from jaxcircuits.attribution.problem import Settings
-from jaxcircuits.attribution.program import Found, Tables
-from jaxcircuits.attribution.selection import Sources, Targets
+from jaxcircuits.attribution.tables import Tables
 
 
 def list_edges(
     rows: Int[np.ndarray, "_n"],
-    sources: Sources,
-    targets: Targets,
-    found: Found,
+    sources: Any,
+    targets: Any,
+    found: Any,
     first: int,
     tables: Tables,
     baseline: Float[np.ndarray, "d_sae"] | None,
@@ -27,9 +27,9 @@ def list_edges(
 
     Args:
         rows: Prompt numbers of the batch's first sequences; the others only fill it up.
-        sources: Of the batch, as numpy arrays.
-        targets: Likewise.
-        found: Of targets `first` and on.
+        sources: `Sources` of the batch, its arrays numpy's.
+        targets: `Targets`, likewise.
+        found: `Found` of targets `first` and on.
         first: See there.
         tables: For cosines.
         baseline: Where paths begin; sources move by what lies above.
@@ -86,8 +86,8 @@ def _weight_columns(
 
 def _list_targets(
     rows: Int[np.ndarray, "_n"],
-    targets: Targets,
-    found: Found,
+    targets: Any,
+    found: Any,
     first: int,
     attribution: Float[np.ndarray, "edge"],
     batch: Int[np.ndarray, "edge"],

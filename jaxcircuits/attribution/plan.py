@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 
 from jaxcircuits.attribution.between import direction_of
-from jaxcircuits.attribution.program import Shape, Task
 from jaxcircuits.attribution.selection import bucket
+from jaxcircuits.attribution.task import Shape, Task
 from jaxcircuits.errors import InputError
 
 LENGTHS = 5

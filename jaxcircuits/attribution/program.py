@@ -7,20 +7,17 @@ Padding stands behind a sequence, attention is causal, so nothing of it reaches 
 program's shape; the true counts come back with the results, and who calls makes room where one was too small.
 """
 
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcircuits.attribution.between import derivatives_between
-from jaxcircuits.attribution.problem import Problem, Settings, layer_of, source_side, target_side
-from jaxcircuits.attribution.reference import hook_gradients, project_all, project_same
-from jaxcircuits.attribution.remainder import reference_remainder, source_fields, structured_remainder
+from jaxcircuits.attribution.derivatives import derivatives_at, path_mean, target_values, weight_products
+from jaxcircuits.attribution.problem import Settings, source_side, target_side
+from jaxcircuits.attribution.remainder import source_fields
 from jaxcircuits.attribution.selection import (
     Sources,
     Targets,
@@ -30,82 +27,11 @@ from jaxcircuits.attribution.selection import (
     targets_at,
     top_slots,
 )
-from jaxcircuits.attribution.structured import dots, everywhere, meet, norm_stage, pull, segment_of
+from jaxcircuits.attribution.structured import everywhere
+from jaxcircuits.attribution.tables import Tables
+from jaxcircuits.attribution.task import Shape, Task
 from jaxcircuits.sae import SAE, encode, pre_activations
 from jaxcircuits.sae.activations import activation
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is asked and how it is computed; static, so it is part of a compiled program's key.
-
-    Attributes:
-        problem: What is differentiated.
-        settings: Everything else that was asked for.
-        way: `"reference"`, `"adjacent"` (structured) or `"between"` (structured, with layers between).
-    """
-
-    problem: Problem
-    settings: Settings
-    way: str
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a program; static.
-
-    Attributes:
-        batch: Sequences.
-        length: Positions of each.
-        sources: Room for sources, a sequence.
-        per_position: Room for sources at one position.
-        targets: Room for targets, a sequence; a multiple of `chunk`.
-        chunk: Targets of a sequence that are differentiated together.
-        kept: Room for kept edges, a target; only with `min_attribution`.
-        sequences_at_once: Sequences whose chunks are computed together.
-        targets_at_once: Targets whose rows of a table are gathered together.
-        sources_at_once: Sources that are pushed together.
-        direction: `"reverse"` or `"forward"` through layers between.
-    """
-
-    batch: int
-    length: int
-    sources: int
-    per_position: int
-    targets: int
-    chunk: int
-    kept: int
-    sequences_at_once: int
-    targets_at_once: int
-    sources_at_once: int
-    direction: str = "reverse"
-
-
-class MLPTables(NamedTuple):
-    """Where both hooks are MLPs': what leads to attention and from it."""
-
-    W_out: Float[Array, "d_in d_model"]
-    E: Float[Array, "d_sae d_model"]  # what one unit of a source adds to the residual stream
-    W_heads: Float[Array, "vqk head d_head d_model"]  # of the target's attention
-
-
-class WeightProducts(NamedTuple):
-    """Where they are of adjacent layers: what weights alone say of a pair. Cosines are of processed weights only."""
-
-    writes: Float[Array, "d_sae d_model"]
-    reads: Float[Array, "d_sae_target d_model"]  # what a target reads if norm and GELU were the identity
-    writes_norm: Float[np.ndarray, "d_sae"]
-    reads_norm: Float[np.ndarray, "d_sae_target"]
-    stage_reads: Float[Array, "d_sae_target d_model"]  # `reads` on the weights that are computed with
-
-
-class Tables(NamedTuple):
-    """What weights alone decide, computed once for a pair of SAEs."""
-
-    directions: Float[Array, "d_sae d_in"]  # what one unit of a source adds to its hook
-    W_enc_rows: Float[Array, "d_sae_target d_in_target"]
-    mlps: MLPTables | None
-    products: WeightProducts | None
 
 
 class Passed(NamedTuple):
@@ -245,16 +171,17 @@ def _attribute_one(
         fields = source_fields(
             source, tables.directions, passed.h, moved, passed.counted, neurons=neurons, integrated=integrated
         )
-    at = partial(_at_point, params, target, tables, passed, chunk, task=task, shape=shape, fields=fields)
+    at = partial(derivatives_at, params, target, tables, passed.tokens, passed.sources, chunk)
+    at = partial(at, task=task, shape=shape, fields=fields)
     if integrated:
-        parts, own, remainder = _path_mean(at, passed.h, moved if neurons else moved @ tables.directions, settings)
+        parts, own, remainder = path_mean(at, passed.h, moved if neurons else moved @ tables.directions, settings)
         if settings.complete:
             start = passed.h - (moved if neurons else moved @ tables.directions)
-            remainder["baseline"] = _values(task, params, target, start, passed.tokens, chunk)
+            remainder["baseline"] = target_values(task, params, target, start, passed.tokens, chunk)
     else:
         parts, own, remainder = at(passed.h, chunk.pre_act)
     if tables.products is not None:
-        own = _weight_products(tables.products, own, chunk, passed.sources, shape, settings)
+        own = weight_products(tables.products, own, chunk, passed.sources, shape, settings)
 
     index, act, starts, count = passed.sources
     step = act if baseline is None else act - baseline[index % d_sae]
@@ -271,141 +198,6 @@ def _attribute_one(
     valid &= (first + jnp.arange(shape.chunk) < passed.targets.number)[:, None]
     parts, own = parts.swapaxes(0, 1), own.swapaxes(0, 1)  # [target, part or stage, slot]
     return _keep(parts, own, slots, valid, step[slots], remainder, settings, shape)
-
-
-def _at_point(
-    params: Any,
-    target: SAE,
-    tables: Tables,
-    passed: Passed,
-    chunk: Targets,
-    h: Float[Array, "pos d_in"],
-    pre_act: Float[Array, "target"] | None,
-    *,
-    task: Task,
-    shape: Shape,
-    fields: dict[str, Array],
-) -> tuple[Float[Array, "part target slot"], Float[Array, "stage target own"], dict[str, Array]]:
-    """Derivatives where the source hook's value is `h`: parts, stages, and the remainder by kind."""
-    problem, settings = task.problem, task.settings
-    tokens, sources = passed.tokens, passed.sources
-    all_positions, d_sae = settings.positions == "all", len(tables.directions)
-    per_position = None if settings.source_threshold == "all" else shape.per_position
-    width = d_sae if per_position is None else per_position
-    none = jnp.zeros((0, shape.chunk, width), h.dtype)
-    if task.way == "reference":
-
-        def derivatives(problem: Problem) -> tuple[Array, Array]:
-            gradients = hook_gradients(params, target, tokens, h, chunk.pos, chunk.feature, problem=problem)
-            if all_positions:
-                return gradients, project_all(gradients, tables.directions, sources, per_position)
-            return gradients, project_same(gradients, tables.directions, chunk.pos, sources, per_position)
-
-        gradients, whole = derivatives(problem)
-        parts = whole[None]
-        if settings.parts == "kinds":
-            residual, with_value, with_query = (derivatives(cut)[1] for cut in _cuts(problem))
-            value, query = with_value - residual, with_query - residual
-            parts = jnp.stack([residual, value, query, whole - residual - value - query])
-        remainder = {}
-        if settings.complete:
-            remainder = reference_remainder(
-                problem, params, target, h, tokens, fields, gradients, chunk.pos, chunk.feature
-            )
-        return parts, none, remainder
-
-    mlps, block = tables.mlps, params.blocks[layer_of(problem.target_hook)]
-    assert mlps is not None
-    segment = segment_of(problem, params, h, tokens)
-    pulled = pull(problem, block, target, tables.W_enc_rows, segment, chunk.pos, chunk.feature, pre_act)
-    stages, remainder = none, {}
-    if task.way == "adjacent":
-        parts, own = meet(
-            problem,
-            block,
-            mlps.W_heads,
-            mlps.E,
-            segment,
-            pulled,
-            chunk.pos,
-            sources,
-            parts=settings.parts,
-            all_positions=all_positions,
-            per_position=per_position,
-            targets_at_once=shape.targets_at_once,
-            sources_at_once=shape.sources_at_once,
-        )
-        if settings.stages and tables.products is not None:
-            reads = tables.products.stage_reads[chunk.feature]
-            vector = norm_stage(problem, block, segment, pulled, reads, chunk.pos)
-            stages = dots(vector[:, None], mlps.E, chunk.pos, sources, per_position, shape.targets_at_once)
-    else:
-        between = partial(
-            derivatives_between,
-            problem,
-            params,
-            h,
-            tokens,
-            mlps.E,
-            pulled.resid,
-            chunk.pos,
-            sources,
-            direction=shape.direction,
-            per_position=per_position,
-            sources_at_once=shape.sources_at_once,
-        )
-        parts = between(all_positions=all_positions)[None]
-        own = None
-    if settings.complete:
-        remainder = structured_remainder(
-            problem,
-            params,
-            block,
-            target,
-            tables.W_enc_rows,
-            mlps.W_out,
-            h,
-            tokens,
-            fields,
-            segment,
-            pulled,
-            chunk.pos,
-            chunk.feature,
-            own,
-        )
-    return parts, stages, remainder
-
-
-def _path_mean(at: Any, h: Float[Array, "pos d_in"], way: Float[Array, "pos d_in"], settings: Settings) -> Any:
-    """The mean over the line from `h - way` to `h`, by Gauss-Legendre quadrature."""
-    points, weights = np.polynomial.legendre.leggauss(settings.points)
-
-    def add(total, point):
-        place, weight = point
-        found = at(h - (1 - place) * way, None)
-        return jax.tree.map(lambda t, f: t + weight * f, total, found), None
-
-    like = jax.eval_shape(lambda h: at(h, None), h)
-    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
-    line = (jnp.asarray((points + 1) / 2, h.dtype), jnp.asarray(weights / 2, h.dtype))
-    return lax.scan(add, start, line)[0]
-
-
-def _values(task: Task, params: Any, target: SAE, h: Array, tokens: Array, chunk: Targets) -> Float[Array, "target"]:
-    """The targets' quantity where the source hook's value is `h`."""
-    arriving, _ = target_side(task.problem, params, h, tokens)
-    read = encode if task.problem.target_quantity == "activation" else pre_activations
-    return read(target, arriving)[chunk.pos, chunk.feature]
-
-
-def _weight_products(
-    products: WeightProducts, stages: Array, chunk: Targets, sources: Sources, shape: Shape, settings: Settings
-) -> Float[Array, "stage target slot"]:
-    """Virtual weights at the own position, before what other stages there are."""
-    per_position = None if settings.source_threshold == "all" else shape.per_position
-    reads = products.reads[chunk.feature][:, None]
-    virtual = dots(reads, products.writes, chunk.pos, sources, per_position, shape.targets_at_once)
-    return jnp.concatenate([virtual, stages]) if stages.shape[0] else virtual
 
 
 def _keep(
@@ -442,10 +234,3 @@ def _keep(
         jnp.broadcast_to(most, (len(valid),)),
         remainder,
     )
-
-
-def _cuts(problem: Problem) -> tuple[Problem, ...]:
-    """Problems with some of the target's attention held: all but the residual stream; all but values; but queries."""
-    block = f"blocks.{layer_of(problem.target_hook)}.attn"
-    holds = (("hook_q", "hook_k", "hook_v"), ("hook_q", "hook_k"), ("hook_k", "hook_v"))
-    return tuple(replace(problem, held=(*problem.held, *(f"{block}.{n}" for n in names))) for names in holds)

@@ -132,10 +132,11 @@ def pull(
     p, rows = target_pos, W_enc_rows[target_feature]
     slope = jnp.ones(len(p), rows.dtype)
     if problem.target_quantity == "activation":
-        if pre_act is None:
+        at = pre_act
+        if at is None:
             x = segment.arriving[p] - (target.weights.b_dec if target.cfg.subtract_b_dec else 0)
-            pre_act = (x * rows).sum(-1) + target.weights.b_enc[target_feature]
-        slope = activation(target.cfg.activation).slope(pre_act)
+            at = (x * rows).sum(-1) + target.weights.b_enc[target_feature]
+        slope = activation(target.cfg.activation).slope(at)
     hook = rows * slope[:, None]
     pre = hook * segment.gelu_slope[p]
     normed = einsum(pre, block.mlp.W_in, "target d_mlp, d_model d_mlp -> target d_model")

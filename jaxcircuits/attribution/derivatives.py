@@ -1,0 +1,166 @@
+"""Derivatives of some targets of a sequence along its sources, in the way that is asked for, at one point or many."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxcircuits.attribution.between import derivatives_between
+from jaxcircuits.attribution.problem import Problem, Settings, layer_of, target_side
+from jaxcircuits.attribution.reference import hook_gradients, project_all, project_same
+from jaxcircuits.attribution.remainder import reference_remainder, structured_remainder
+from jaxcircuits.attribution.selection import Sources, Targets
+from jaxcircuits.attribution.structured import dots, meet, norm_stage, pull, segment_of
+from jaxcircuits.attribution.tables import Tables, WeightProducts
+from jaxcircuits.attribution.task import Shape, Task
+from jaxcircuits.sae import SAE, encode, pre_activations
+
+
+def derivatives_at(
+    params: Any,
+    target: SAE,
+    tables: Tables,
+    tokens: Int[Array, "pos"],
+    sources: Sources,
+    chunk: Targets,
+    h: Float[Array, "pos d_in"],
+    pre_act: Float[Array, "target"] | None,
+    *,
+    task: Task,
+    shape: Shape,
+    fields: dict[str, Array],
+) -> tuple[Float[Array, "part target slot"], Float[Array, "stage target own"], dict[str, Array]]:
+    """Derivatives where the source hook's value is `h`: parts, stages, and the remainder by kind."""
+    problem, settings = task.problem, task.settings
+    all_positions, d_sae = settings.positions == "all", len(tables.directions)
+    per_position = None if settings.source_threshold == "all" else shape.per_position
+    width = d_sae if per_position is None else per_position
+    none = jnp.zeros((0, shape.chunk, width), h.dtype)
+    if task.way == "reference":
+
+        def derivatives(problem: Problem) -> tuple[Array, Array]:
+            gradients = hook_gradients(params, target, tokens, h, chunk.pos, chunk.feature, problem=problem)
+            if all_positions:
+                return gradients, project_all(gradients, tables.directions, sources, per_position)
+            return gradients, project_same(gradients, tables.directions, chunk.pos, sources, per_position)
+
+        gradients, whole = derivatives(problem)
+        parts = whole[None]
+        if settings.parts == "kinds":
+            residual, with_value, with_query = (derivatives(cut)[1] for cut in _cuts(problem))
+            value, query = with_value - residual, with_query - residual
+            parts = jnp.stack([residual, value, query, whole - residual - value - query])
+        remainder = {}
+        if settings.complete:
+            remainder = reference_remainder(
+                problem, params, target, h, tokens, fields, gradients, chunk.pos, chunk.feature
+            )
+        return parts, none, remainder
+
+    mlps, block = tables.mlps, params.blocks[layer_of(problem.target_hook)]
+    assert mlps is not None
+    segment = segment_of(problem, params, h, tokens)
+    pulled = pull(problem, block, target, tables.W_enc_rows, segment, chunk.pos, chunk.feature, pre_act)
+    stages, remainder = none, {}
+    if task.way == "adjacent":
+        parts, own = meet(
+            problem,
+            block,
+            mlps.W_heads,
+            mlps.E,
+            segment,
+            pulled,
+            chunk.pos,
+            sources,
+            parts=settings.parts,
+            all_positions=all_positions,
+            per_position=per_position,
+            targets_at_once=shape.targets_at_once,
+            sources_at_once=shape.sources_at_once,
+        )
+        if settings.stages and tables.products is not None:
+            reads = tables.products.stage_reads[chunk.feature]
+            vector = norm_stage(problem, block, segment, pulled, reads, chunk.pos)
+            stages = dots(vector[:, None], mlps.E, chunk.pos, sources, per_position, shape.targets_at_once)
+    else:
+        between = partial(
+            derivatives_between,
+            problem,
+            params,
+            h,
+            tokens,
+            mlps.E,
+            pulled.resid,
+            chunk.pos,
+            sources,
+            direction=shape.direction,
+            per_position=per_position,
+            sources_at_once=shape.sources_at_once,
+        )
+        parts = between(all_positions=all_positions)[None]
+        own = None
+    if settings.complete:
+        remainder = structured_remainder(
+            problem,
+            params,
+            block,
+            target,
+            tables.W_enc_rows,
+            mlps.W_out,
+            h,
+            tokens,
+            fields,
+            segment,
+            pulled,
+            chunk.pos,
+            chunk.feature,
+            own,
+        )
+    return parts, stages, remainder
+
+
+def path_mean(at: Callable, h: Float[Array, "pos d_in"], way: Float[Array, "pos d_in"], settings: Settings) -> Any:
+    """The mean over the line from `h - way` to `h`, by Gauss-Legendre quadrature."""
+    points, weights = np.polynomial.legendre.leggauss(settings.points)
+
+    def add(total, point):
+        place, weight = point
+        found = at(h - (1 - place) * way, None)
+        return jax.tree.map(lambda t, f: t + weight * f, total, found), None
+
+    like = jax.eval_shape(lambda h: at(h, None), h)
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
+    line = (jnp.asarray((points + 1) / 2, h.dtype), jnp.asarray(weights / 2, h.dtype))
+    return lax.scan(add, start, line)[0]
+
+
+def target_values(
+    task: Task, params: Any, target: SAE, h: Array, tokens: Array, chunk: Targets
+) -> Float[Array, "target"]:
+    """The targets' quantity where the source hook's value is `h`."""
+    arriving, _ = target_side(task.problem, params, h, tokens)
+    read = encode if task.problem.target_quantity == "activation" else pre_activations
+    return read(target, arriving)[chunk.pos, chunk.feature]
+
+
+def weight_products(
+    products: WeightProducts, stages: Array, chunk: Targets, sources: Sources, shape: Shape, settings: Settings
+) -> Float[Array, "stage target slot"]:
+    """Virtual weights at the own position, before what other stages there are."""
+    per_position = None if settings.source_threshold == "all" else shape.per_position
+    reads = products.reads[chunk.feature][:, None]
+    virtual = dots(reads, products.writes, chunk.pos, sources, per_position, shape.targets_at_once)
+    return jnp.concatenate([virtual, stages]) if stages.shape[0] else virtual
+
+
+def _cuts(problem: Problem) -> tuple[Problem, ...]:
+    """Problems with some of the target's attention held: all but the residual stream; all but values; but queries."""
+    block = f"blocks.{layer_of(problem.target_hook)}.attn"
+    holds = (("hook_q", "hook_k", "hook_v"), ("hook_q", "hook_k"), ("hook_k", "hook_v"))
+    return tuple(replace(problem, held=(*problem.held, *(f"{block}.{n}" for n in names))) for names in holds)
