@@ -131,3 +131,13 @@ class SAEConfig(_JSONConfig):
                 raise InputError(f"{name} must be a positive integer, got {value!r}.")
         if not isinstance(self.subtract_b_dec, bool):
             raise InputError(f"subtract_b_dec must be true or false, got {self.subtract_b_dec!r}.")
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that not every random generator here takes.
+
+    Raises:
+        InputError: It is negative or needs more than 31 bits.
+    """
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed must lie in 0..2147483647, got {seed}.")

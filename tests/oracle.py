@@ -266,7 +266,8 @@ def oracle_gradients(
     def catch_gradient(gradient: Any, hook: Any) -> None:
         gradients.append(gradient[0].flatten(1).detach().numpy().copy())
 
-    model.embed.W_E.requires_grad_(True)  # so that there is a graph at all; other weights need no gradient
+    # So that there is a graph at all; the smallest weight that reaches every hook, for each backward pass fills it.
+    model.pos_embed.W_pos.requires_grad_(True)
     try:
         forward_hooks = [(target.hook_name, read_hook), *splice_hooks(chosen, keep_first)]
         with model.hooks(fwd_hooks=forward_hooks, bwd_hooks=[(source.hook_name, catch_gradient)]):
@@ -274,7 +275,7 @@ def oracle_gradients(
             for position, feature in targets:
                 values[0][position, feature].backward(retain_graph=True)
     finally:
-        model.embed.W_E.requires_grad_(False)
+        model.pos_embed.W_pos.requires_grad_(False)
         model.zero_grad(set_to_none=True)
     shape = (0, values[0].shape[0], source.W_dec.shape[1])
     return np.stack(gradients) if gradients else np.zeros(shape, values[0].detach().numpy().dtype)
