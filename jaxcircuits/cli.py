@@ -370,7 +370,7 @@ def _run_info(args: argparse.Namespace) -> None:
     from jaxcircuits.bundle import load_bundle
     from jaxcircuits.report.tables import bundle_tables, print_tables
 
-    print_tables(*bundle_tables(load_bundle(args.bundle)))
+    print_tables(*bundle_tables(load_bundle(args.bundle, processed=False)))
 
 
 # --- train ----------------------------------------------------------------------------------------

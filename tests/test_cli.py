@@ -181,6 +181,18 @@ def test_info(bundle: str, capsys) -> None:
     assert "global, local; window 4" in printed
 
 
+def test_info_counts_what_hugging_face_counts(capsys) -> None:
+    """The shipped model, whose unembedding is its embedding; GPT-Neo has no biases on query, key and value."""
+    from jaxcircuits import load_bundle
+
+    cfg = load_bundle().cfg
+    d, f = cfg.d_model, cfg.d_mlp
+    block = 2 * 2 * d + 4 * d * d + d + 2 * d * f + f + d
+    assert run("info") == 0
+    expected = (cfg.d_vocab + cfg.n_ctx) * d + cfg.n_layers * block + 2 * d
+    assert f"{expected:,}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["", "attribute", "study", "convert", "info", "train lm", "train sae"])
 def test_help_has_examples(command: str, capsys) -> None:
     assert run(*command.split(), "--help") == 0

@@ -132,7 +132,8 @@ def pair_map(
         positions, first = np.unique(ends, return_index=True)
         edges = np.append(first, len(ends))
         centres = (edges[:-1] + edges[1:]) / 2 - 0.5
-        labelled, free_from = [], -np.inf
+        labelled: list[int] = []
+        free_from = -np.inf
         for i, centre in enumerate(centres):
             if centre >= free_from:
                 labelled.append(i)
