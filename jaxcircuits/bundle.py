@@ -122,7 +122,10 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype=jnp.float32, pro
     manifest = read_json(path / BUNDLE, "bundle")
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise InputError(f"{path / BUNDLE}: expected a bundle of schema {SCHEMA}; convert the source again.")
-    for name, expected in manifest.get("sha256", {}).items():
+    sums = manifest.get("sha256")
+    if not isinstance(sums, dict) or "model.safetensors" not in sums:
+        raise InputError(f"{path / BUNDLE}: expected the sha256 of each file; copy or convert the bundle again.")
+    for name, expected in sums.items():
         if not (path / name).is_file():
             raise InputError(f"the bundle {path} lacks {name}, which its manifest lists; copy or convert it again.")
         if sha256(path / name) != expected:
