@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from jaxcircuits.config import ModelConfig, SAEConfig
 from jaxcircuits.errors import InputError
-from jaxcircuits.files import new_directory, read_json, sha256, write_bytes, write_json
+from jaxcircuits.files import BUNDLE, new_directory, read_json, sha256, write_bytes, write_json
 from jaxcircuits.model import hook_width, process_weights
 from jaxcircuits.sae import SAE
 from jaxcircuits.sae.activations import activation
@@ -53,10 +53,14 @@ class Bundle:
         """Token ids of a text, BOS first.
 
         Raises:
-            InputError: The bundle has no tokenizer, or the text is empty.
+            InputError: The bundle has no tokenizer, or the text is empty or no text.
         """
         if self.tokenizer is None:
             raise InputError("this bundle has no tokenizer, so it takes token ids only; give --prompt-ids FILE.json.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # a command line's bytes that are not UTF-8 arrive as lone surrogates
+            raise InputError("the prompt is not UTF-8; pass it in a file that is.") from None
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         if not ids:
             raise InputError("the prompt is empty; expected at least one word.")
@@ -115,10 +119,13 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype=jnp.float32, pro
     path = shipped_bundle() if path is None else Path(path)
     if not path.is_dir():
         raise InputError(f"there is no bundle {path}; expected a directory that `jaxcircuits convert` wrote.")
-    manifest = read_json(path / "manifest.json", "bundle")
+    manifest = read_json(path / BUNDLE, "bundle")
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        raise InputError(f"{path / 'manifest.json'}: expected a bundle of schema {SCHEMA}; convert the source again.")
-    for name, expected in manifest.get("sha256", {}).items():
+        raise InputError(f"{path / BUNDLE}: expected a bundle of schema {SCHEMA}; convert the source again.")
+    sums = manifest.get("sha256")
+    if not isinstance(sums, dict) or "model.safetensors" not in sums:
+        raise InputError(f"{path / BUNDLE}: expected the sha256 of each file; copy or convert the bundle again.")
+    for name, expected in sums.items():
         if not (path / name).is_file():
             raise InputError(f"the bundle {path} lacks {name}, which its manifest lists; copy or convert it again.")
         if sha256(path / name) != expected:
@@ -165,7 +172,7 @@ def save_bundle(
     """
     for name, sae in saes.items():
         check_fits(sae, cfg, name)
-    with new_directory(path, overwrite) as new:
+    with new_directory(path, overwrite, BUNDLE) as new:
         write_json(new / "config.json", cfg.to_json())
         write_safetensors(new / "model.safetensors", model_to_tensors(params, cfg), dtype)
         if tokenizer is not None:
@@ -179,13 +186,13 @@ def write_manifest(path: Path, source: Mapping[str, Any]) -> None:
     """Writes `manifest.json` over the files that are there."""
     files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.suffix in (".json", ".safetensors"))
     write_json(
-        path / "manifest.json",
+        path / BUNDLE,
         {
             "schema": SCHEMA,
             "command": shlex.join(["jaxcircuits", *sys.argv[1:]]),
             **source,
             "jaxcircuits": version("jaxcircuits"),
-            "sha256": {name: sha256(path / name) for name in files if name != "manifest.json"},
+            "sha256": {name: sha256(path / name) for name in files if name != BUNDLE},
         },
     )
 

@@ -22,13 +22,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Runs a command; returns its exit code: 0 done, 2 bad input, 130 interrupted, 141 nobody reads on."""
     args = parser().parse_args(argv)
     _cache_compilations()
     try:
         args.run(args)
+        sys.stdout.flush()  # here, where a full disk or a closed pipe still gets its answer
     except InputError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         return _fail(f"{error.filename or 'the output'}: {error.strerror or error}.")
     except KeyboardInterrupt:
@@ -82,8 +86,14 @@ def _common(sub: argparse.ArgumentParser, *, out: bool = True, seed: bool = Fals
         sub.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
 
 
+def _named(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got an empty one")
+    return text
+
+
 def _ends(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--bundle", metavar="DIR", help="a bundle (default: the weights that ship)")
+    sub.add_argument("--bundle", type=_named, metavar="DIR", help="a bundle (default: the weights that ship)")
     sub.add_argument("--source-sae", metavar="NAME", help="source SAE (default: the earliest)")
     sub.add_argument("--target-sae", metavar="NAME", help="target SAE (default: the latest)")
 
@@ -278,8 +288,11 @@ jaxcircuits study --prompt-ids prompt.json --story-ids story.json --out runs/ids
     )
     story.add_argument("--story-ids", metavar="FILE", help="JSON list of token ids, taken as they are")
     sub.add_argument("--feature", type=int, metavar="F", help="target (default: the strongest at the last position)")
-    sub.add_argument("--mark", type=int, metavar="S", help="source feature to mark in the histogram")
-    sub.add_argument("--out", required=True, metavar="DIR", help="where study.npz, study.json and the figures go")
+    sub.add_argument("--mark", type=int, metavar="S", help="source feature to mark (default: of largest derivative)")
+    sub.add_argument("--truncate", action="store_true", help="cut prompt and story to the model's context")
+    sub.add_argument(
+        "--out", required=True, type=_named, metavar="DIR", help="where study.npz, study.json and the figures go"
+    )
     _common(sub, seed=True)
 
 
@@ -287,26 +300,33 @@ def _run_study(args: argparse.Namespace) -> None:
     from jaxcircuits.bulk.runner import read_prompts
     from jaxcircuits.bundle import load_bundle, shipped_bundle
     from jaxcircuits.corpus import read_corpus
-    from jaxcircuits.files import check_free
+    from jaxcircuits.files import STUDY, check_free
     from jaxcircuits.report.study import summary_tables, write_study
     from jaxcircuits.report.tables import print_tables
     from jaxcircuits.study import run_study
 
-    check_free(args.out, args.overwrite)
+    check_free(args.out, args.overwrite, STUDY)
     bundle = load_bundle(args.bundle)
-    prompt = read_prompts(bundle, texts=[args.prompt or PROMPT], ids_file=args.prompt_ids)
-    story_text = args.story or next(read_corpus(shipped_bundle() / "stories.txt"))
-    story = read_prompts(bundle, texts=[story_text], ids_file=args.story_ids)
+    story = args.story
+    if story is None and args.story_ids is None:
+        story = next(read_corpus(shipped_bundle() / "stories.txt"))
+    tokens = []
+    for what, text, ids in (("prompt", args.prompt, args.prompt_ids), ("story", story, args.story_ids)):
+        try:
+            read = read_prompts(
+                bundle, texts=[PROMPT if text is None else text], ids_file=ids, truncate=args.truncate
+            ).ids
+        except InputError as error:
+            raise InputError(f"the study's {what}: {error}") from None
+        if len(read) > 1:
+            raise InputError(f"{ids}: the study takes one {what}, got {len(read)} lists of token ids.")
+        tokens.append(read[0])
     study = run_study(
-        bundle,
-        prompt.ids[0],
-        story.ids[0],
-        feature=args.feature,
-        source=args.source_sae,
-        target=args.target_sae,
-        seed=args.seed,
+        bundle, *tokens, feature=args.feature, source=args.source_sae, target=args.target_sae, seed=args.seed
     )
     write_study(study, args.out, mark=args.mark, overwrite=args.overwrite)
+    for sentence in study.warnings:
+        _warn(sentence)
     if not args.quiet:
         print_tables(*summary_tables(study))
         print(f"written to {args.out}")
@@ -339,7 +359,7 @@ jaxcircuits convert --model ./gpt-neo --sae lovish/SAE-tiny-stories-2L-33M-L1-29
         help="accept a field that is not understood",
     )
     sub.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="to store in (default: as it came)")
-    sub.add_argument("--out", required=True, metavar="DIR", help="the bundle to make")
+    sub.add_argument("--out", required=True, type=_named, metavar="DIR", help="the bundle to make")
     _common(sub)
 
 
@@ -370,14 +390,14 @@ def _info(commands: Any) -> None:
         "Show what a bundle holds, where it came from, and what it will run on.",
         "jaxcircuits info\njaxcircuits info --bundle original",
     )
-    sub.add_argument("--bundle", metavar="DIR", help="a bundle (default: the weights that ship)")
+    sub.add_argument("--bundle", type=_named, metavar="DIR", help="a bundle (default: the weights that ship)")
 
 
 def _run_info(args: argparse.Namespace) -> None:
     from jaxcircuits.bundle import load_bundle
     from jaxcircuits.report.tables import bundle_tables, print_tables
 
-    print_tables(*bundle_tables(load_bundle(args.bundle)))
+    print_tables(*bundle_tables(load_bundle(args.bundle, processed=False)))
 
 
 # --- train ----------------------------------------------------------------------------------------
@@ -410,7 +430,9 @@ jaxcircuits train sae --bundle runs/lm/bundle --corpus train.txt --hook blocks.0
     sae.add_argument("--hook", nargs="+", metavar="NAME", help="hook points (default: every mlp.hook_post)")
     for one, settings in ((lm, LMTraining), (sae, SAETraining)):
         one.add_argument("--corpus", required=True, metavar="FILE", help="text file, or hub:owner/name")
-        one.add_argument("--out", required=True, metavar="DIR", help="run directory; the bundle goes to DIR/bundle")
+        one.add_argument(
+            "--out", required=True, type=_named, metavar="DIR", help="run directory; the bundle goes to DIR/bundle"
+        )
         _common(one)
         meaning = meanings(settings)
         for field in fields(settings):

@@ -14,7 +14,7 @@ class _JSONConfig:
     """JSON round trip for the dataclasses below: lists become tuples, unknown or missing fields are refused."""
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any], where: str = "config") -> Self:
+    def from_json(cls, fields: Any, where: str = "config") -> Self:
         """Builds the config from parsed JSON.
 
         Args:
@@ -22,8 +22,10 @@ class _JSONConfig:
             where: What to call it in an error, usually the file's path.
 
         Raises:
-            InputError: A field is unknown, missing, or has a value that the config refuses.
+            InputError: It is no object, or a field is unknown, missing, or has a value that the config refuses.
         """
+        if not isinstance(fields, dict):
+            raise InputError(f"{where}: expected a JSON object, got {type(fields).__name__}; convert the source again.")
         known = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
         unknown = sorted(set(fields) - set(known))
         if unknown:
@@ -129,5 +131,18 @@ class SAEConfig(_JSONConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a positive integer, got {value!r}.")
+        for name in ("hook_name", "activation"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} must be a word, got {getattr(self, name)!r}.")
         if not isinstance(self.subtract_b_dec, bool):
             raise InputError(f"subtract_b_dec must be true or false, got {self.subtract_b_dec!r}.")
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that not every random generator here takes.
+
+    Raises:
+        InputError: It is negative or needs more than 31 bits.
+    """
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed must lie in 0..2147483647, got {seed}.")

@@ -51,8 +51,9 @@ def _read_jsonl(path: Path) -> Iterator[str]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"corpus: line {number} of {path} is not JSON ({error.msg}); mend or drop it.") from None
+        except (ValueError, RecursionError) as error:  # ValueError also of a number of thousands of digits
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise InputError(f"corpus: line {number} of {path} is not JSON ({reason}); mend or drop it.") from None
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise InputError(f"corpus: line {number} of {path} has no field 'text' with a string in it.")
         yield record["text"]

@@ -5,28 +5,33 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from jaxcircuits.errors import InputError
 
+RUN, STUDY, BUNDLE = "run.json", "study.json", "manifest.json"
+OUTPUTS = {RUN: "a run", STUDY: "a study", BUNDLE: "a bundle"}
+"""Kinds of output directories, by the file that each holds."""
+
 
 @contextmanager
-def new_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+def new_directory(path: str | os.PathLike, overwrite: bool = False, kind: str = RUN) -> Iterator[Path]:
     """Yields an empty directory beside `path` that takes its place when the block ends without an error.
 
     Args:
         path: Where the directory shall be.
-        overwrite: Whether one that is there already is replaced.
+        overwrite: Whether one of its kind that is there already is replaced.
+        kind: The file that a directory of this kind holds.
 
     Raises:
-        InputError: `path` is taken and `overwrite` is off, or its parent cannot be written.
+        InputError: `path` is taken, or its parent cannot be written.
     """
-    path = Path(path)
-    check_free(path, overwrite)
-    absent = [parent for parent in path.parents if not parent.exists()]
+    check_free(path, overwrite, kind)
+    path = Path(path).resolve()  # "." can be renamed by its name only, and of a link the target is meant
+    absent = absent_parents(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
@@ -44,21 +49,37 @@ def new_directory(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
             partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):  # not empty: the block ended well, or someone else writes there too
-            for parent in absent:
-                parent.rmdir()
+        remove_empty(absent)
 
 
-def check_free(path: str | os.PathLike, overwrite: bool) -> None:
+def absent_parents(path: Path) -> list[Path]:
+    """The directories above a path that do not exist yet, the deepest first."""
+    return [parent for parent in path.parents if not parent.exists()]
+
+
+def remove_empty(directories: Sequence[Path]) -> None:
+    """Removes directories, the deepest first, up to one that somebody put something into."""
+    with suppress(OSError):
+        for directory in directories:
+            directory.rmdir()
+
+
+def check_free(path: str | os.PathLike, overwrite: bool, kind: str = RUN) -> None:
     """Refuses an output directory that holds something, unless it may be replaced.
 
+    Only a directory of the same kind may be: `--overwrite` must not delete a home directory.
+
     Raises:
-        InputError: It is a file, or holds something and `overwrite` is off.
+        InputError: It is a file, holds something of another kind, or holds something and `overwrite` is off.
     """
     path = Path(path)
     if path.is_file():
         raise InputError(f"the output {path} is a file, expected a directory that does not exist yet; name another.")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not (path / kind).is_file():
+        raise InputError(f"the output {path} holds something else than {OUTPUTS[kind]}; name another.")
+    if not overwrite:
         raise InputError(f"the output {path} exists already; pass --overwrite to replace it or name another.")
 
 
@@ -87,7 +108,7 @@ def read_text(path: str | os.PathLike, what: str) -> str:
     """
     path = Path(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a byte-order mark
     except FileNotFoundError:
         raise InputError(f"{what}: there is no file {path}; check the path.") from None
     except UnicodeDecodeError as error:
@@ -105,10 +126,13 @@ def read_json(path: str | os.PathLike, what: str) -> Any:
     Raises:
         InputError: It is missing, not UTF-8 or not JSON.
     """
+    text = read_text(path, what)
     try:
-        return json.loads(read_text(path, what))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{what}: {path} is not JSON (line {error.lineno}: {error.msg}).") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; a list as deep
+        raise InputError(f"{what}: {path} is beyond what JSON is read for here ({error}).") from None
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -19,8 +19,13 @@ class Estimate:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+    def __format__(self, spec: str) -> str:
+        """The value and its interval, each by `spec`."""
+        if self.value != self.value:
+            return "undefined"
+        if self.low != self.low:
+            return f"{self.value:{spec}} (no interval)"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Agreement:
         pairs: How many pairs.
         spearman: Signed rank correlation.
         sign_agreement: Share of pairs with the same sign; 0.5 is chance.
-        top_overlap: Share of the 5 % of largest absolute value that both have; 0.05 is chance.
+        top_overlap: Share of the 5 % of largest absolute value that both have; 0.05 is chance. NaN where these are
+            fewer than three: one pair that is shared or not says nothing, and its interval would claim certainty.
     """
 
     pairs: int
@@ -115,6 +121,8 @@ def agreement(
         for row in samples:
             at = draw() if clusters is not None else rng.integers(0, len(predicted), len(predicted))
             row[:] = [m(predicted[at], actual[at]) for m in measures]
+    if round(0.05 * len(predicted)) < 3:
+        values[2], samples[:, 2] = np.nan, np.nan
     found = []
     for value, column in zip(values, samples.T, strict=True):
         column = column[~np.isnan(column)]

@@ -18,6 +18,7 @@ from jaxcircuits.attribution.problem import Problem, Settings, resolve, source_s
 from jaxcircuits.attribution.reference import hook_gradients
 from jaxcircuits.attribution.tables import Tables
 from jaxcircuits.bundle import Bundle
+from jaxcircuits.config import check_seed
 from jaxcircuits.errors import InputError
 from jaxcircuits.sae import SAE, encode
 from jaxcircuits.statistics import Agreement, agreement
@@ -42,6 +43,25 @@ class Study:
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]
     agreements: dict[str, Agreement]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is empty or zero because nothing was active, a sentence each."""
+        found = []
+        if not self.facts["feature_act"] > 0:
+            found.append(
+                f"target feature {self.facts['feature']} is off at the prompt's last position, so its derivatives "
+                "are zero; name another with --feature."
+            )
+        for name, what in (
+            ("active_source_features", "source feature is above 0.1 at the prompt's last position"),
+            ("prompt_targets", "target of the prompt is above 2"),
+            ("prompt_sources", "source of the prompt is above 1"),
+            ("story_pairs", "pair of the story is active"),
+        ):
+            if not self.facts[name]:
+                found.append(f"no {what}, so {name} is empty; use other text.")
+        return found
 
 
 @partial(jax.jit, static_argnames="problem")
@@ -84,8 +104,9 @@ def run_study(
         seed: Of the bootstrap intervals.
 
     Raises:
-        InputError: The SAEs are not on adjacent MLPs, or the feature does not exist.
+        InputError: The SAEs are not on adjacent MLPs, the feature does not exist, or the seed is out of range.
     """
+    check_seed(seed)
     both = resolve(bundle, Settings(source=source, target=target, splice="both"))
     problem = both.problem
     if not problem.adjacent_mlps:

@@ -17,7 +17,7 @@ python -m pip install --quiet torch==2.13.0
 python -m pip install --quiet ".[test]"
 
 if [[ $stage == slow ]]; then
-  exec python -m pytest -m slow -n 2 --durations 10
+  exec python -m pytest -m slow -n 2 --dist loadgroup --durations 10
 fi
 ruff check
 ruff format --check

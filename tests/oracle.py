@@ -12,6 +12,7 @@ import pytest
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.sae import SAE
 from jaxcircuits.types import ModelWeights
+from tests.helpers import TOLERANCES, assert_close
 
 STEP_FLAGS = {
     "fold_layer_norm": "fold_ln",
@@ -84,6 +85,26 @@ def transformer_lens_model(
         model.load_state_dict(torch_state(params, dtype), strict=False)
     model.set_use_attn_result(True)
     return model.requires_grad_(False).eval()
+
+
+def assert_same_weights(ours: ModelWeights, model: Any, raw: ModelWeights) -> None:
+    """Asserts that processed weights are TransformerLens', key by key.
+
+    Args:
+        ours: Processed by the package.
+        model: Holds the same weights, processed by TransformerLens.
+        raw: The unprocessed ones: the unit where a sum of terms may cancel.
+    """
+    theirs, mine, before = model.state_dict(), torch_state(ours), torch_state(raw)
+    assert set(mine) == {key for key in theirs if not key.endswith(("attn.mask", "attn.IGNORE"))}
+    for key, value in mine.items():
+        if not theirs[key].any():
+            assert not value.any(), key
+        elif key.endswith(("b_O", "b_U")):
+            unit = max(float(theirs[key].abs().max()), float(before[key].abs().max()))
+            assert float((value - theirs[key]).abs().max()) <= TOLERANCES["oracle"]["float32"] * unit, key
+        else:
+            assert_close(value.numpy(), theirs[key].numpy(), "oracle", key)
 
 
 def hugging_face_model(cfg: ModelConfig, params: ModelWeights) -> Any:
@@ -266,7 +287,9 @@ def oracle_gradients(
     def catch_gradient(gradient: Any, hook: Any) -> None:
         gradients.append(gradient[0].flatten(1).detach().numpy().copy())
 
-    model.embed.W_E.requires_grad_(True)  # so that there is a graph at all; other weights need no gradient
+    # So that there is a graph at all; of the weights that reach every hook but the embedding's, the smallest: each
+    # backward pass fills it.
+    model.pos_embed.W_pos.requires_grad_(True)
     try:
         forward_hooks = [(target.hook_name, read_hook), *splice_hooks(chosen, keep_first)]
         with model.hooks(fwd_hooks=forward_hooks, bwd_hooks=[(source.hook_name, catch_gradient)]):
@@ -274,7 +297,7 @@ def oracle_gradients(
             for position, feature in targets:
                 values[0][position, feature].backward(retain_graph=True)
     finally:
-        model.embed.W_E.requires_grad_(False)
+        model.pos_embed.W_pos.requires_grad_(False)
         model.zero_grad(set_to_none=True)
     shape = (0, values[0].shape[0], source.W_dec.shape[1])
     return np.stack(gradients) if gradients else np.zeros(shape, values[0].detach().numpy().dtype)

@@ -131,12 +131,66 @@ def test_study_writes_arrays_figures_and_a_summary(bundle: str, capsys) -> None:
         assert all(np.array_equal(one[name], two[name]) for name in one.files)
 
 
+def test_a_study_of_silence_is_empty_and_says_so(bundle: str, capsys) -> None:
+    from jaxcircuits.bundle import load_bundle, save_bundle
+
+    loud = load_bundle(bundle, processed=False)
+    saes = {n: type(s)(s.weights._replace(b_enc=s.weights.b_enc - 50), s.cfg) for n, s in loud.saes.items()}
+    save_bundle("silent", loud.cfg, loud.params, saes, loud.tokenizer, source={})
+    texts = ("--prompt", "w3 w4", "--story", "w3 w4", "--quiet")
+    assert run("study", "--bundle", "silent", *texts, "--out", "s") == 0
+    warnings = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("jaxcircuits: warning: ") for line in warnings)
+    empty = ("active_source_features", "prompt_targets", "prompt_sources", "story_pairs")
+    for line, what in zip(warnings, ("target feature 0 is off", *empty), strict=True):
+        assert what in line
+    with np.load("s/study.npz") as arrays:
+        assert not arrays["decoder_grads"].any()
+        assert all(len(arrays[name]) == 0 for name in empty)
+    assert run("study", "--bundle", bundle, *texts, "--out", "loud") == 0
+    assert "is off" not in capsys.readouterr().err
+
+
+def test_a_study_may_cut_its_story(bundle: str) -> None:
+    long = " ".join(["w3", "w4", "w5"] * 20)
+    assert (
+        run("study", "--bundle", bundle, "--prompt", "w3", "--story", long, "--truncate", "--out", "s", "--quiet") == 0
+    )
+    with np.load("s/study.npz") as arrays:
+        assert arrays["story"].tolist() == [0, *[3, 4, 5] * 5]
+
+
+def test_a_closed_pipe_and_a_full_disk() -> None:
+    command = [sys.executable, "-m", "jaxcircuits", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode != 0
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "jaxcircuits: error: the output: No space left on device.\n"
+
+
 def test_info(bundle: str, capsys) -> None:
     assert run("info", "--bundle", bundle) == 0
     printed = capsys.readouterr().out
     assert "blocks.1.mlp.hook_post" in printed
     assert "random numbers" in printed
     assert "global, local; window 4" in printed
+
+
+def test_info_counts_what_hugging_face_counts(capsys) -> None:
+    """The shipped model, whose unembedding is its embedding; GPT-Neo has no biases on query, key and value."""
+    from jaxcircuits import load_bundle
+
+    cfg = load_bundle().cfg
+    d, f = cfg.d_model, cfg.d_mlp
+    block = 2 * 2 * d + 4 * d * d + d + 2 * d * f + f + d
+    assert run("info") == 0
+    expected = (cfg.d_vocab + cfg.n_ctx) * d + cfg.n_layers * block + 2 * d
+    assert f"{expected:,}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["", "attribute", "study", "convert", "info", "train lm", "train sae"])
@@ -240,6 +294,22 @@ BAD: dict[str, tuple[str, str]] = {
     "study, unknown mark": ("study --bundle B --prompt w3 --story w3 --mark 999 --out o", "999"),
     "study, too long": ("study --bundle B --prompt LONG --story w3 --out o", "context holds 16"),
     "study without a place": ("study --bundle B", "--out"),
+    "study, a place without a name": ("study --bundle B --out EMPTY", "argument --out: expected a name"),
+    "study, empty prompt": (
+        "study --bundle B --prompt EMPTY --story w3 --out o",
+        "study's prompt: the prompt is empty",
+    ),
+    "study, empty story": ("study --bundle B --prompt w3 --story EMPTY --out o", "study's story: the prompt is empty"),
+    "study, story too long": ("study --bundle B --prompt w3 --story LONG --out o", "study's story: prompt 0 has 41"),
+    "study of two prompts": ("study --bundle B --prompt-ids two.json --story w3 --out o", "takes one prompt, got 2"),
+    "study, negative seed": (
+        "study --bundle B --prompt w3 --story w3 --seed -1 --out o",
+        "seed must lie in 0..2147483",
+    ),
+    "study in place of a bundle": ("study --bundle B --prompt w3 --story w3 --out B --overwrite", "else than a study"),
+    "a run in place of a bundle": ("attribute --bundle B --prompt w3 --out B --overwrite", "else than a run"),
+    "a prompt of stray bytes": ("attribute --bundle B --prompt STRAY", "not UTF-8"),
+    "ids too deep": ("attribute --bundle B --prompt-ids deep.json", "beyond what JSON is read for"),
     "text for a bundle without a tokenizer": ("attribute --bundle IDS --prompt w3", "no tokenizer"),
     "info of nothing": ("info --bundle nowhere", "there is no bundle nowhere"),
     "convert nothing": ("convert --model nowhere/ --out o", "nowhere"),
@@ -263,12 +333,19 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(case: str, bundle: str, 
     Path("words.csv").write_text("w3")
     Path("words.txt").write_text("w3 w4 w5")
     Path("big.json").write_text("[0, 99]")
+    Path("two.json").write_text("[[0, 3], [0, 4]]")
+    Path("deep.json").write_text("[" * 100_000)
     Path("latin.txt").write_bytes("Größe".encode("latin-1"))
     Path("empty.txt").write_text("")
     Path("pickled").mkdir()
     Path("pickled/config.json").write_text(json.dumps({"model_type": "gpt_neo"}))
     Path("pickled/pytorch_model.bin").write_bytes(pickle.dumps(_Bomb()))
-    words = {"B": bundle, "LONG": " ".join(["w3"] * 40), "EMPTY": ""}
+    words = {
+        "B": bundle,
+        "LONG": " ".join(["w3"] * 40),
+        "EMPTY": "",
+        "STRAY": b"w3\xff".decode(errors="surrogateescape"),
+    }
     if "IDS" in command:
         saved_bundle("ids-only", tokenizer=False)
         words["IDS"] = "ids-only"

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
 from jaxcircuits.study import Study, run_study
@@ -122,33 +121,6 @@ def test_every_quantity_agrees_with_the_notebook(model: dict[str, Any]) -> None:
     assert len(study.arrays["story_pairs"]) > 50
     theirs = transformer_lens_model(bundle.cfg, random_params(bundle.cfg))
     assert_same_study(study, oracle_study(theirs, bundle, prompt, story, int(study.arrays["feature"])))
-
-
-@pytest.mark.slow
-@pytest.mark.torch
-def test_the_originals_size() -> None:
-    """d_model 1024, 16 heads, d_mlp 4096, d_sae 16384, vocabulary and context of TinyStories-2Layers-33M."""
-    cfg = tiny_config(
-        d_model=1024, n_heads=16, d_head=64, d_mlp=4096, d_vocab=50257, n_ctx=2048, window=256, bos_token_id=50256
-    )
-    saes = {f"blocks.{i}.mlp.hook_post": sae for i, sae in enumerate(tiny_saes(cfg, d_sae=16384).values())}
-    quiet = {}
-    for name, sae in saes.items():  # few of so many features are on, as in a trained one
-        weights = sae.weights._replace(
-            W_enc=6 * sae.weights.W_enc, b_enc=sae.weights.b_enc - 9.0, W_dec=0.2 * sae.weights.W_dec
-        )
-        quiet[name] = type(sae)(weights, sae.cfg)
-    bundle = tiny_bundle(cfg, saes=quiet, tokenizer=False)
-    prompt, story = (np.asarray(random_tokens(cfg, n, seed=n)) for n in (10, 24))
-    study = run_study(bundle, prompt, story)
-    assert 5 < len(study.arrays["prompt_targets"]) < 4000
-    assert len(study.arrays["story_pairs"]) > 1000
-    theirs = transformer_lens_model(cfg, random_params(cfg))
-    assert_same_study(study, oracle_study(theirs, bundle, prompt, story, int(study.arrays["feature"])))
-    edges, _ = Engine(bundle, Settings(source_threshold=1.0, target_threshold=1.0, method="structured")).run(
-        [(0, story)]
-    )
-    assert_close(-edges["gradient"], study.arrays["story_gradients"], "methods", "structured")
 
 
 def test_the_nudge_raises_the_activation_by_what_the_derivative_says() -> None:

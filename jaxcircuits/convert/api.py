@@ -12,7 +12,7 @@ from jaxcircuits.convert.format import ConvertedSAE, ModelFormat, Options, SAEFo
 from jaxcircuits.convert.hub import fetch
 from jaxcircuits.convert.tokenizer import read_tokenizer_of, tokenizer_files
 from jaxcircuits.errors import InputError
-from jaxcircuits.files import check_free, sha256
+from jaxcircuits.files import BUNDLE, check_free, sha256
 from jaxcircuits.sae import SAE
 
 MODEL_FORMATS: dict[str, ModelFormat] = {"gpt_neo": gpt_neo.FORMAT}
@@ -51,7 +51,7 @@ def convert(
     Traceback (most recent call last):
     jaxcircuits.errors.InputError: model: there is no path no/such/directory, and a hub id looks like owner/name ...
     """
-    check_free(out, overwrite)
+    check_free(out, overwrite, BUNDLE)
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     options = Options(frozenset(ignore_config_fields), dtype)

@@ -1,6 +1,8 @@
 """Figures: arrays in, matplotlib axes out. One style, colours that colour-blind eyes tell apart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +12,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"  # Okabe and Ito
+LEAST_OF_A_MEDIAN = 10
+LABEL = 0.15  # inches that a label of one line takes
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 11,
+    "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "font.size": 9.5,
     "legend.frameon": False,
@@ -23,24 +27,24 @@ STYLE: Any = {
 }
 
 
-def subplots(width: float, height: float):
-    """A figure and its axes in the project's style, without a window."""
+@contextmanager
+def drawn(path: Path, width: float, height: float) -> Iterator["Axes"]:
+    """Axes in the project's style, without a window; what is drawn on them in the block becomes the file.
+
+    Without a date in it, so that the same numbers give the same bytes.
+    """
     import matplotlib
 
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
-        return plt.subplots(figsize=(width, height), layout="constrained")
-
-
-def save(figure, path) -> None:
-    """Writes a figure and forgets it; without a date, so that the same numbers give the same bytes."""
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(STYLE):
-        figure.savefig(path, metadata={"Software": None})
-    plt.close(figure)
+        figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
+        try:
+            yield ax
+            figure.savefig(path, metadata={"Software": None})
+        finally:
+            plt.close(figure)
 
 
 def histogram_marked(
@@ -81,11 +85,22 @@ def scatter_signed(
 def scatter_absolute(
     ax: "Axes", x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], *, xlabel: str, ylabel: str, title: str
 ) -> "Axes":
-    """Absolute values against each other."""
+    """Absolute values against each other, with the median of |y| where there are points enough for one."""
+    x, y = np.abs(x), np.abs(y)
     size = float(np.clip(4000 / max(len(x), 1), 2, 22))
-    ax.scatter(np.abs(x), np.abs(y), s=size, color=BLUE, alpha=0.5, linewidths=0, rasterized=True)
+    ax.scatter(x, y, s=size, color=BLUE, alpha=0.5, linewidths=0, rasterized=True)
+    if len(x) >= 20 * LEAST_OF_A_MEDIAN:
+        bins = np.array_split(np.argsort(x), 20)
+        medians = [[np.median(v[i]) for i in bins] for v in (x, y)]
+        ax.plot(*medians, color=ORANGE, lw=1.8, label="median, 20 bins of equal count")
+        ax.legend()
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title, xlim=(0, None), ylim=(0, None))
     return ax
+
+
+def pair_map_size(n_targets: int, n_sources: int) -> tuple[float, float]:
+    """Width and height in inches at which `pair_map` can label every row and column, within reason."""
+    return min(22.0, max(6.5, 2.5 + LABEL * n_sources)), min(15.0, max(3.5, 1.5 + LABEL * n_targets))
 
 
 def pair_map(
@@ -99,30 +114,37 @@ def pair_map(
 ) -> "Axes":
     """Every target (rows) against every source of every position (columns), both grouped by token.
 
-    Zero is white; colour saturates at the 99th percentile. Where sources come later the cell is grey.
+    Zero is white; colour saturates at the 99th percentile. Where sources come later the cell is grey. A token whose
+    label would lie on its neighbour's has none.
     """
     ax.set(xlabel="active sources, by token", ylabel="active targets, by token", title=title)
     if not gradients.size:
         ax.text(0.5, 0.5, "no active pair", ha="center", va="center", transform=ax.transAxes)
+        ax.set(xticks=[], yticks=[])
         return ax
-    limit = float(np.quantile(np.abs(gradients), 0.99))
     later = sources[None, :, 0] > targets[:, None, 0]
+    limit = float(np.quantile(np.abs(gradients[~later]), 0.99)) if not later.all() else 0.0
     shown = np.ma.masked_array(gradients, later)
-    ax.set_facecolor("#eeeeee")
+    ax.set_facecolor("#e4e4e4")
     image = ax.imshow(shown, cmap="RdBu_r", vmin=-limit or -1, vmax=limit or 1, aspect="auto", interpolation="nearest")
-    for axis, ends in (("x", sources[:, 0]), ("y", targets[:, 0])):
+    width, height = ax.figure.get_size_inches()  # pyright: ignore[reportAttributeAccessIssue]
+    for axis, ends, inches in ((ax.xaxis, sources[:, 0], width - 2.5), (ax.yaxis, targets[:, 0], height - 1.5)):
         positions, first = np.unique(ends, return_index=True)
         edges = np.append(first, len(ends))
-        names = [f"{tokens[p]!r}" for p in positions]
         centres = (edges[:-1] + edges[1:]) / 2 - 0.5
-        if axis == "x":
-            ax.set_xticks(centres, names, rotation=90)
-            for edge in edges[1:-1]:
-                ax.axvline(edge - 0.5, color="black", lw=0.3)
-        else:
-            ax.set_yticks(centres, names)
-            for edge in edges[1:-1]:
-                ax.axhline(edge - 0.5, color="black", lw=0.3)
+        labelled: list[int] = []
+        free_from = -np.inf
+        for i, centre in enumerate(centres):
+            if centre >= free_from:
+                labelled.append(i)
+                free_from = centre + 0.9 * LABEL * len(ends) / inches
+        names = [repr(tokens[positions[i]]) for i in labelled]
+        axis.set_ticks(np.take(centres, labelled), names, parse_math=False)
+        for edge in edges[1:-1]:
+            (ax.axvline if axis is ax.xaxis else ax.axhline)(edge - 0.5, color="black", lw=0.3)
     ax.tick_params(length=0)
-    ax.figure.colorbar(image, ax=ax, label="derivative", shrink=0.8)
+    ax.tick_params(axis="x", rotation=90)
+    saturated = "both" if (np.abs(shown) > limit).any() else "neither"
+    bar = ax.figure.colorbar(image, ax=ax, extend=saturated, shrink=0.8)
+    bar.set_label("derivative (grey: the source comes later)")
     return ax

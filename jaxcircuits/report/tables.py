@@ -67,12 +67,12 @@ def _one_line(text: str) -> str:
 
 
 def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
-    """What a bundle holds: model, SAEs, origin, device."""
+    """What a bundle holds: model, SAEs, origin, device. Its weights as they were stored, or the count is another."""
     cfg = bundle.cfg
     model = Table("model", "", title=str(bundle.path), title_justify="left")
-    parameters = sum(w.size for w in jax.tree.leaves(bundle.params)) - (
-        bundle.params.W_U.size + bundle.params.b_U.size if cfg.tied_unembedding else 0
-    )
+    # What a family lacks is stored as zeros (GPT-Neo: biases of query, key, value and unembedding).
+    parameters = sum(w.size for w in jax.tree.leaves(bundle.params) if w.any())
+    parameters -= bundle.params.W_U.size if cfg.tied_unembedding else 0
     device = jax.devices()[0]
     for name, value in (
         ("family", cfg.family),
@@ -81,7 +81,7 @@ def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
         ("d_model, heads, d_mlp", f"{cfg.d_model}, {cfg.n_heads} × {cfg.d_head}, {cfg.d_mlp}"),
         ("vocabulary, context", f"{cfg.d_vocab:,}, {cfg.n_ctx}"),
         ("tokenizer", "yes, BOS first" if bundle.tokenizer is not None else "none: takes token ids"),
-        ("weight processing", ", ".join(cfg.processing) or "none"),
+        ("processed on loading", ", ".join(cfg.processing) or "none"),
         *((k, _one_value(v)) for k, v in bundle.manifest.items() if k not in ("schema", "sha256", "source_sha256")),
         ("runs on", f"{device.platform} ({device.device_kind}) × {jax.device_count()}"),
     ):

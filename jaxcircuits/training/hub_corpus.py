@@ -20,12 +20,13 @@ def read_training_texts(source: str) -> list[str]:
 
 
 def _read_hub(source: str) -> Iterator[str]:
-    from huggingface_hub import hf_hub_download, list_repo_files
+    from huggingface_hub import hf_hub_download, list_repo_files, logging
 
     match = re.fullmatch(r"hub:([^/@]+/[^/@]+)(?:@(.+))?", source)
     if match is None:
         raise InputError(f"corpus: expected hub:owner/name or hub:owner/name@revision, got {source}.")
     repo, revision = match.groups()
+    logging.set_verbosity_error()  # each retry would warn; what comes of them is said below
     try:
         names = training_files(source, list_repo_files(repo, repo_type="dataset", revision=revision))
         for name in names:

@@ -218,7 +218,7 @@ def train_lm(
     Args:
         texts: One story each.
         settings: The run's settings.
-        out: Its directory, made by `prepare`.
+        out: Its directory, made by `run_directory`.
         quiet: No progress bar.
 
     Returns:

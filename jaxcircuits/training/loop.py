@@ -6,7 +6,8 @@ A batch is a function of the step's number, so a resumed run sees what an uninte
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,41 +17,66 @@ from flax.serialization import from_bytes, to_bytes
 from flax.training.train_state import TrainState
 
 from jaxcircuits.errors import InputError
-from jaxcircuits.files import read_json, write_bytes, write_json
+from jaxcircuits.files import absent_parents, read_json, remove_empty, write_bytes, write_json
 from jaxcircuits.progress import progress
+
+SETTINGS, CHECKPOINT = "settings.json", "checkpoint.msgpack"
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
-def prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Makes the run's directory, or checks that the run in it is this one.
+@contextmanager
+def run_directory(out: Path, settings: dict[str, Any], overwrite: bool) -> Iterator[None]:
+    """Makes a run's directory, or checks that the run in it is this one.
+
+    Where the block refuses its input before there is a checkpoint, all is as it was before: the directory is gone, or
+    the run that was to be replaced is back.
+
+    Args:
+        out: The directory.
+        settings: What the run depends on, its `kind` among it.
+        overwrite: Whether another run of that kind is replaced.
 
     Raises:
         InputError: It holds a run with other settings (the first difference is named), or something else.
     """
-    file = out / "settings.json"
-    old = read_json(file, "training run") if file.is_file() else None
-    if isinstance(old, dict) and "kind" in old:
-        new = json.loads(json.dumps(settings))
-        if overwrite:
-            shutil.rmtree(out)
-            return prepare(out, settings, overwrite=False)
+    given, out = out, out.resolve()
+    aside = out.with_name(f".{out.name}.{os.getpid()}.old")
+    new = json.loads(json.dumps(settings))
+    old = read_json(out / SETTINGS, "training run") if (out / SETTINGS).is_file() else None
+    if isinstance(old, dict) and old.get("kind") == new["kind"]:
         different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-        if different:
+        if different and not overwrite:
             key = different[0]
             raise InputError(
-                f"{out} holds a training run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
+                f"{given} holds a training run with {key}={old.get(key)!r}, not {new.get(key)!r}; "
                 "use its settings to resume it, pass --overwrite to start anew, or name another directory."
             )
-        return
-    if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"the output {out} holds something that is not a training run; name another directory.")
+        if overwrite:
+            out.rename(aside)
+    elif out.is_dir() and any(out.iterdir()):
+        what = f"a training run of kind {old['kind']}" if isinstance(old, dict) and "kind" in old else "no training run"
+        expected = f"expected one of kind {new['kind']}"
+        raise InputError(f"the output {given} holds {what}, {expected}; name another directory.")
+    begun, absent = not (out / SETTINGS).is_file(), absent_parents(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write to {out} ({error.strerror}); choose another place.") from None
-    write_json(file, settings)
+        raise InputError(f"cannot write to {given} ({error.strerror}); choose another place.") from None
+    if begun:
+        write_json(out / SETTINGS, settings)
+    try:
+        yield
+    except InputError:
+        if begun and not any(out.rglob(CHECKPOINT)):
+            shutil.rmtree(out)
+            remove_empty(absent)
+            if aside.exists():
+                aside.rename(out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def train(
@@ -72,7 +98,7 @@ def train(
         step: One jitted update.
         batch_at: The batch of a step.
         n_steps: Steps in all.
-        out: Directory of `checkpoint.msgpack` and `metrics.jsonl`.
+        out: Directory of the checkpoint and `metrics.jsonl`.
         label: What the progress bar says.
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between lines of metrics, which are means over these steps.
@@ -81,7 +107,7 @@ def train(
     Raises:
         InputError: The checkpoint is damaged, or the loss is no longer finite.
     """
-    checkpoint = out / "checkpoint.msgpack"
+    checkpoint = out / CHECKPOINT
     if checkpoint.is_file():
         try:
             state = jax.tree.map(jnp.asarray, cast(TrainState, from_bytes(state, checkpoint.read_bytes())))

@@ -15,7 +15,7 @@ from jaxcircuits.model import hook_width
 from jaxcircuits.training.curves import plot_metrics
 from jaxcircuits.training.hub_corpus import read_training_texts
 from jaxcircuits.training.lm import train_lm
-from jaxcircuits.training.loop import prepare
+from jaxcircuits.training.loop import run_directory
 from jaxcircuits.training.sae import train_sae
 from jaxcircuits.training.settings import LMTraining, SAETraining
 
@@ -50,8 +50,8 @@ def run_lm(
     out = Path(out)
     texts = read_training_texts(corpus)
     data = _described(corpus, texts)
-    prepare(out, {"kind": "lm", **data, **asdict(settings)}, overwrite)
-    cfg, params, tokenizer = train_lm(texts, settings, out, quiet=quiet)
+    with run_directory(out, {"kind": "lm", **data, **asdict(settings)}, overwrite):
+        cfg, params, tokenizer = train_lm(texts, settings, out, quiet=quiet)
     plot_metrics({"language model": out / "metrics.jsonl"}, out / "metrics.png")
     origin = {"source": "trained from random weights", "training": {"lm": {**data, **asdict(settings)}}}
     params = jax.tree.map(_half, params)
@@ -98,18 +98,20 @@ def run_sae(
     texts = read_training_texts(corpus)
     data = _described(corpus, texts)
     model = read.manifest["sha256"]["model.safetensors"]
-    prepare(out, {"kind": "sae", "model": model, "hook_names": hooks, **data, **asdict(settings)}, overwrite)
+    stored = read_safetensors(Path(bundle) / "model.safetensors")["W_E"].dtype  # now: `out` may replace the bundle
     saes = {}
-    for hook in hooks:
-        directory = out / hook
-        directory.mkdir(exist_ok=True)
-        sae = train_sae(read, hook, texts, settings, directory, quiet=quiet)
-        saes[hook] = jax.tree.map(_half, sae)
+    with run_directory(
+        out, {"kind": "sae", "model": model, "hook_names": hooks, **data, **asdict(settings)}, overwrite
+    ):
+        for hook in hooks:
+            directory = out / hook
+            directory.mkdir(exist_ok=True)
+            sae = train_sae(read, hook, texts, settings, directory, quiet=quiet)
+            saes[hook] = jax.tree.map(_half, sae)
     plot_metrics({hook: out / hook / "metrics.jsonl" for hook in hooks}, out / "metrics.png")
     origin = {k: v for k, v in read.manifest.items() if k not in ("schema", "command", "jaxcircuits", "sha256")}
     training = dict(origin.get("training", {}))
     training |= {"model_command": read.manifest.get("command"), "sae": {**data, **asdict(settings)}}
-    stored = read_safetensors(Path(bundle) / "model.safetensors")["W_E"].dtype
     params = jax.tree.map(lambda w: w.astype(stored), read.params)
     described = {**origin, "training": training, **(source or {})}
     save_bundle(out / "bundle", read.cfg, params, saes, read.tokenizer, source=described, overwrite=True)

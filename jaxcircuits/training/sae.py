@@ -284,7 +284,7 @@ def train_sae(
         hook_name: The hook point; one with a vector a position, not one a head.
         texts: One story each.
         settings: The run's settings.
-        out: Its directory, made by `prepare`.
+        out: Its directory, made by `run_directory`.
         quiet: No progress bar.
 
     Raises:

@@ -3,8 +3,9 @@
 import inspect
 import re
 from dataclasses import dataclass
+from math import inf
 
-from jaxcircuits.config import ModelConfig
+from jaxcircuits.config import ModelConfig, check_seed
 from jaxcircuits.corpus import END_OF_TEXT
 from jaxcircuits.errors import InputError
 
@@ -45,8 +46,8 @@ class LMTraining:
 
     def __post_init__(self) -> None:
         _check(self, positive=("d_model", "n_layers", "n_heads", "n_ctx", "window", "epochs", "muon_lr", "adam_lr"))
-        if not self.weight_decay >= 0:
-            raise InputError(f"weight_decay must not be negative, got {self.weight_decay}.")
+        if not 0 <= self.weight_decay < inf:
+            raise InputError(f"weight_decay must not be negative or infinite, got {self.weight_decay}.")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is a share and must lie in 0..1, below 1, got {self.warmup}.")
         if self.d_model % self.n_heads:
@@ -121,8 +122,8 @@ class SAETraining:
             positive=("expansion", "tokens", "batch_tokens", "buffer_tokens", "lr", "spliced_lr", "l0", "sparsity"),
         )
         for name in ("resamplings", "kl_weight"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} must not be negative, got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < inf:
+                raise InputError(f"{name} must not be negative or infinite, got {getattr(self, name)}.")
         if not 0 < self.power <= 1:
             raise InputError(f"power must lie above 0 and not above 1, got {self.power}.")
         if self.buffer_tokens % self.batch_tokens:
@@ -148,10 +149,9 @@ class SAETraining:
 
 def _check(settings: LMTraining | SAETraining, *, positive: tuple[str, ...]) -> None:
     for name in positive:
-        if not getattr(settings, name) > 0:
-            raise InputError(f"{name} must be positive, got {getattr(settings, name)}.")
-    if not 0 <= settings.seed < 2**31:
-        raise InputError(f"seed must lie in 0..2147483647, got {settings.seed}.")
+        if not 0 < getattr(settings, name) < inf:
+            raise InputError(f"{name} must be positive and finite, got {getattr(settings, name)}.")
+    check_seed(settings.seed)
 
 
 def meanings(settings: type) -> dict[str, str]:

@@ -101,7 +101,7 @@ BAD = {
     "settings cut": (_truncate("18_morning_sun.json"), [], "18_morning_sun.json is not JSON"),
     "SAE of another model": (lambda path: None, ["--sae", "wide"], "its d_in is 24, but blocks.1.mlp.hook_post"),
     "revision of a directory": (lambda path: None, ["--revision", "main"], "--revision main is of a hub model"),
-    "the output holds the source": (lambda path: None, ["--out", ".", "--overwrite"], "which it would replace"),
+    "the output holds the source": (lambda path: None, ["--out", ".", "--overwrite"], "something else than a bundle"),
     "nowhere to write": (lambda path: None, ["--out", "/proc/bundle"], "cannot write to /proc"),
 }
 

@@ -223,6 +223,9 @@ def test_the_source_is_never_replaced(tmp_path: Path, neo: str) -> None:
     here = tmp_path / "place" / "neo"
     shutil.copytree(neo, here)
     for out in (here, here.parent):
+        with pytest.raises(InputError, match="holds something else than a bundle"):
+            convert(str(here), [], out, overwrite=True)
+        (out / "manifest.json").write_text("{}")  # now it looks like one that may be replaced
         with pytest.raises(InputError, match=r"holds the source .* which it would replace"):
             convert(str(here), [], out, overwrite=True)
     with pytest.raises(InputError, match="exists already; pass --overwrite"):

@@ -8,7 +8,7 @@ import pytest
 from jaxcircuits.config import PROCESSING_STEPS, ModelConfig
 from jaxcircuits.model import forward, hook_names, process_weights
 from tests.helpers import assert_close, random_params, random_tokens, tiny_config
-from tests.oracle import STEP_FLAGS, hugging_face_model, oracle_cache, torch_state, transformer_lens_model
+from tests.oracle import STEP_FLAGS, assert_same_weights, hugging_face_model, oracle_cache, transformer_lens_model
 
 pytestmark = pytest.mark.torch
 
@@ -35,7 +35,7 @@ def _case(name: str) -> tuple[ModelConfig, jax.Array, int]:
     return cfg, random_tokens(cfg, *shape, seed=seed), seed
 
 
-def _compare(params, cfg: ModelConfig, tokens: jax.Array, model) -> None:
+def compare(params, cfg: ModelConfig, tokens: jax.Array, model) -> None:
     """Logits, log-probabilities and every hook activation."""
     logits, acts = forward(params, cfg, tokens, taps=hook_names(cfg))
     assert logits is not None
@@ -53,14 +53,14 @@ def _compare(params, cfg: ModelConfig, tokens: jax.Array, model) -> None:
 def test_unprocessed_float32(name: str) -> None:
     cfg, tokens, seed = _case(name)
     params = random_params(cfg, seed)
-    _compare(params, cfg, tokens, transformer_lens_model(cfg, params, steps=()))
+    compare(params, cfg, tokens, transformer_lens_model(cfg, params, steps=()))
 
 
 @cases
 def test_unprocessed_float64(name: str, x64: None) -> None:
     cfg, tokens, seed = _case(name)
     params = random_params(cfg, seed, jnp.float64)
-    _compare(params, cfg, tokens, transformer_lens_model(cfg, params, steps=(), dtype="float64"))
+    compare(params, cfg, tokens, transformer_lens_model(cfg, params, steps=(), dtype="float64"))
 
 
 @cases
@@ -68,7 +68,7 @@ def test_processed_float32(name: str) -> None:
     cfg, tokens, seed = _case(name)
     params = random_params(cfg, seed)
     model = transformer_lens_model(cfg, params)
-    _compare(process_weights(params, PROCESSING_STEPS), cfg, tokens, model)
+    compare(process_weights(params, PROCESSING_STEPS), cfg, tokens, model)
 
 
 @pytest.mark.parametrize("steps", [PROCESSING_STEPS[:n] for n in range(1, 5)], ids=lambda s: s[-1])
@@ -76,20 +76,7 @@ def test_processed_float32(name: str) -> None:
 def test_processed_weights_key_by_key(name: str, steps: tuple[str, ...]) -> None:
     cfg, _, seed = _case(name)
     params = random_params(cfg, seed)
-    theirs = transformer_lens_model(cfg, params, steps=steps).state_dict()
-    ours = torch_state(process_weights(params, steps))
-    buffers = ("attn.mask", "attn.IGNORE")
-    assert set(ours) == {key for key in theirs if not key.endswith(buffers)}
-    raw = torch_state(params)
-    for key, value in ours.items():
-        if not theirs[key].any():
-            assert not value.any(), key
-        elif key.endswith("b_O") or key.endswith("b_U"):
-            # A sum of terms that may cancel: the unit is the sum's largest entry, or what went into it.
-            bound = 2e-5 * max(float(theirs[key].abs().max()), float(raw[key].abs().max()))
-            assert float((value - theirs[key]).abs().max()) <= bound, key
-        else:
-            assert_close(value.numpy(), theirs[key].numpy(), "oracle", key)
+    assert_same_weights(process_weights(params, steps), transformer_lens_model(cfg, params, steps=steps), params)
     assert set(STEP_FLAGS) == set(PROCESSING_STEPS)
 
 
@@ -112,13 +99,3 @@ def test_raw_logits_agree_with_hugging_face() -> None:
     processed, _ = forward(process_weights(params, PROCESSING_STEPS), cfg, tokens)
     assert processed is not None
     assert_close(jax.nn.log_softmax(processed), theirs.log_softmax(-1), "oracle", "log-probabilities")
-
-
-@pytest.mark.slow
-def test_full_size() -> None:
-    """The original's widths; only the vocabulary and the context are small."""
-    cfg = tiny_config(d_model=1024, n_heads=16, d_head=64, d_mlp=4096, d_vocab=1000, n_ctx=128, window=24)
-    params = random_params(cfg, 3)
-    tokens = random_tokens(cfg, 1, 40, seed=3)
-    _compare(params, cfg, tokens, transformer_lens_model(cfg, params, steps=()))
-    _compare(process_weights(params, PROCESSING_STEPS), cfg, tokens, transformer_lens_model(cfg, params))

@@ -12,8 +12,8 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward
 from jaxcircuits.training import loop
 from jaxcircuits.training.lm import Batches, init_params, optimiser, rows_of, train_tokenizer, update
-from jaxcircuits.training.runs import run_lm
-from tests.training.conftest import LM, changed
+from jaxcircuits.training.runs import run_lm, run_sae
+from tests.training.conftest import LM, SAE, changed
 
 
 @pytest.fixture
@@ -74,13 +74,32 @@ def test_a_directory_with_other_things_and_a_damaged_checkpoint_are_refused(corp
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(InputError, match="not a training run"):
+        with pytest.raises(InputError, match="holds no training run, expected one of kind lm"):
             run_lm(corpus, LM, "mine", overwrite=overwrite, quiet=True)
     assert Path("mine/notes.txt").read_text() == "mine"
     run_lm(corpus, LM, "run", quiet=True)
     Path("run/checkpoint.msgpack").write_bytes(b"\x00damaged")
     with pytest.raises(InputError, match="damaged"):
         run_lm(corpus, LM, "run", quiet=True)
+
+
+def test_a_refused_run_leaves_all_as_it_was(corpus):
+    with pytest.raises(InputError, match="too small for a vocabulary"):
+        run_lm(corpus, changed(LM, d_vocab=5000), "new/run", quiet=True)
+    assert not Path("new").exists()
+    run_lm(corpus, LM, "run", quiet=True)
+    before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="too small for a vocabulary"):
+        run_lm(corpus, changed(LM, d_vocab=5000), "run", overwrite=True, quiet=True)
+    assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file()} == before
+
+
+def test_a_run_of_another_kind_is_never_replaced(corpus):
+    run_lm(corpus, LM, "run", quiet=True)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="holds a training run of kind lm, expected one of kind sae"):
+            run_sae("run/bundle", None, corpus, SAE, "run", overwrite=overwrite, quiet=True)
+    assert load_bundle("run/bundle").saes == {}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +110,9 @@ def test_a_directory_with_other_things_and_a_damaged_checkpoint_are_refused(corp
         ({"d_vocab": 100}, "d_vocab"),
         ({"batch_tokens": 8}, "batch_tokens"),
         ({"epochs": 0.0}, "epochs must be positive"),
+        ({"epochs": float("inf")}, "epochs must be positive and finite, got inf"),
+        ({"muon_lr": float("nan")}, "muon_lr must be positive and finite, got nan"),
+        ({"weight_decay": float("inf")}, "weight_decay"),
         ({"warmup": 1.0}, "warmup"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"seed": -1}, "seed must lie in"),
