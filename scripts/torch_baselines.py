@@ -1,7 +1,7 @@
-"""The PyTorch side of `benchmark.py`: the original notebook's way, and two ways that take more care.
+"""The PyTorch side of `benchmark.py`: the original notebook's way, and three ways that take more care.
 
 The benchmark imports this file. What is timed is `notebook_cell` and `forward_and_encode`, which start from token
-ids, and what `careful_loop` and `batched_vjps` return, which start from given activations.
+ids, and what `careful_loop`, `plain_batched_vjps` and `batched_vjps` return, which start from given activations.
 """
 
 import os
@@ -20,7 +20,7 @@ from jaxcircuits.types import ModelWeights
 
 SPLICES = ("none", "source")
 CHUNK = 32
-"""Targets at a time in `batched_vjps`: on two cores, at the original's size, the fastest of 8, 16, 32 and 64."""
+"""Targets at a time in the batched ways; in `batched_vjps` on two cores, at the original's size, the fastest of 8, 16, 32 and 64."""
 
 
 def set_threads(n: int | None = None) -> int:
@@ -335,11 +335,10 @@ def careful_loop(given: Given) -> Callable[[], np.ndarray]:
 def batched_vjps(given: Given, chunk: int = CHUNK) -> Callable[[], np.ndarray]:
     """The same derivatives, `chunk` targets at a time.
 
-    Of what was tried this is the fastest: `torch.func`, with each target's way back to the keys and values batched
+    Tuned by hand; of what was tried this is the fastest: `torch.func`, with each target's way back to the keys and values batched
     over targets (`vmap(grad)`), and all of them pulled through keys, values and norm to the source hook at once
     (`vmap(vjp)`), of positions up to the chunk's last target only: nothing behind it has a gradient.
-    `torch.autograd.grad(is_grads_batched=True)` of one graph that holds every position took about three times as
-    long, because it carries a row for each position all the way.
+    `plain_batched_vjps` took about three times as long, because it carries a row for each position all the way.
 
     Returns:
         As `careful_loop` does.
@@ -377,8 +376,43 @@ def batched_vjps(given: Given, chunk: int = CHUNK) -> Callable[[], np.ndarray]:
     return run
 
 
+def plain_batched_vjps(given: Given, chunk: int = CHUNK) -> Callable[[], np.ndarray]:
+    """The same derivatives in the plain way: one graph that holds every position, differentiated in batches.
+
+    Returns:
+        As `careful_loop` does.
+    """
+    source, target = given.saes
+    w = given.weights
+    slots = torch.arange(given.sources.shape[1])
+
+    def hook_value(h: torch.Tensor) -> torch.Tensor:
+        r0, y, k, v = _to_keys_and_values(given, h, given.resid)
+        q = torch.addmm(w.b_Q, y, w.W_Q).unflatten(-1, (given.n_heads, -1))
+        scores = torch.einsum("qhd,khd->hqk", q, k).masked_fill(~given.mask, -torch.inf)
+        z = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).flatten(1)
+        r1 = r0 + z @ w.W_O + w.b_O
+        return gelu(_norm(r1, w.ln2, given.eps) @ w.W_in + w.b_in, approximate="tanh")
+
+    def run() -> np.ndarray:
+        out = torch.zeros(len(given.target_pos), len(slots))
+        h = given.h.clone().requires_grad_()
+        arriving = hook_value(h) - target.subtracted
+        for rows in torch.arange(len(out)).split(chunk):
+            pos, feature = given.target_pos[rows], given.target_feature[rows]
+            values = relu((arriving[pos] * target.readers[feature]).sum(1) + target.b_enc[feature])
+            each = torch.eye(len(rows))
+            (gradients,) = torch.autograd.grad(values, h, each, retain_graph=True, is_grads_batched=True)
+            own = gradients[torch.arange(len(rows)), pos]
+            along = torch.bmm(source.W_dec[given.sources[pos]], own[:, :, None])[:, :, 0]
+            out[rows] = along * (slots < given.counts[pos][:, None])
+        return out.numpy()
+
+    return run
+
+
 def at_active_sources(given: Given, minus: np.ndarray) -> np.ndarray:
-    """What `notebook_cell` returned, in the sign, order and shape of the other two."""
+    """What `notebook_cell` returned, in the sign, order and shape of the other ways."""
     sources = given.sources[given.target_pos].numpy()
     valid = np.arange(sources.shape[1]) < given.counts[given.target_pos].numpy()[:, None]
     return np.where(valid, -np.take_along_axis(minus, sources, 1), 0)

@@ -64,6 +64,7 @@ def test_every_way_gives_the_edges_of_the_reference(overrides: dict[str, Any], s
     _assert_edges(baselines.careful_loop(given)(), given, pairs, edges)
     for chunk in (7, 1000):
         _assert_edges(baselines.batched_vjps(given, chunk)(), given, pairs, edges)
+        _assert_edges(baselines.plain_batched_vjps(given, chunk)(), given, pairs, edges)
 
 
 def test_targets_in_any_order() -> None:
@@ -96,6 +97,7 @@ def test_the_notebook_collects_parameter_gradients_and_the_careful_ways_none() -
     given = baselines.given_activations(model, saes, tokens, pairs[:3])
     baselines.careful_loop(given)()
     baselines.batched_vjps(given)()
+    baselines.plain_batched_vjps(given)()
     handle.remove()
     assert len(collected) == 3
     assert all(parameter.grad is None for parameter in model.parameters())

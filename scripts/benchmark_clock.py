@@ -1,0 +1,108 @@
+"""The benchmark's clock, its rows, and how two contenders' numbers are compared."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+
+SHORT = 0.5
+"""Seconds; what is shorter runs once untimed before each sample, so that it does not pay for its predecessor's mess."""
+
+
+@dataclass
+class Row:
+    """One contender's measurement.
+
+    Attributes:
+        group: The table it stands in.
+        what: Its name.
+        samples: What was measured, in `unit`.
+        unit: Seconds unless said otherwise.
+        ratio: How many times faster than the group's baseline.
+        note: How it was run.
+        more: Other numbers: rates, sizes.
+    """
+
+    group: str
+    what: str
+    samples: list[float]
+    unit: str = "s"
+    ratio: float | None = None
+    note: str = ""
+    more: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        """The number that is reported."""
+        return median(self.samples)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every sample, and what the tables show."""
+        return {**vars(self), "median": self.median, "min": min(self.samples)}
+
+
+def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each contender, A B C A B C, so that a drift of the machine hits all alike.
+
+    Every contender runs once before, which compiles it.
+    """
+    first = {name: _seconds(run) for name, run in contenders.items()}
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            # The last time decides; the first one's includes compilation.
+            if (samples[name] or [first[name]])[-1] < SHORT or not samples[name]:
+                _seconds(run)
+            samples[name].append(_seconds(run))
+    return samples
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def rows_of(group: str, samples: Mapping[str, list[float]], baseline: str, notes: Mapping[str, str]) -> list[Row]:
+    """Rows with their ratio to the baseline."""
+    rows = [Row(group, what, times, note=notes.get(what, "")) for what, times in samples.items()]
+    against = next(row.median for row in rows if row.what == baseline)
+    for row in rows:
+        row.ratio = against / row.median
+    return rows
+
+
+def fastest(choices: Mapping[Any, Callable[[], Any]]) -> tuple[Any, dict[Any, float]]:
+    """The choice whose second-best of three interleaved runs is least, and what each took."""
+    if len(choices) == 1:
+        return next(iter(choices)), {}
+    took = {choice: median(times) for choice, times in interleaved(choices, 3).items()}
+    return min(took, key=took.__getitem__), took
+
+
+Edges = dict[tuple[int, ...], np.ndarray]
+"""By target (position, feature): rows of source position, source feature and gradient."""
+
+
+def difference(edges: Edges, expected: Edges) -> float:
+    """The largest difference, relative to the largest edge of the same target.
+
+    Raises:
+        ValueError: There are other targets or sources; an edge at the threshold may be missing, more may not.
+    """
+    if edges.keys() != expected.keys():
+        raise ValueError("the contenders have other targets")
+    worst, missing, n = 0.0, 0, 0
+    for target, of_target in edges.items():
+        (a, b) = ({tuple(row[:2]): row[2] for row in rows} for rows in (of_target, expected[target]))
+        missing += len(a.keys() ^ b.keys())
+        n += len(b)
+        scale = max(map(abs, b.values()), default=0.0)
+        worst = max([worst, *(abs(a[source] - b[source]) / scale for source in a.keys() & b.keys() if scale > 0)])
+    if missing > 1e-3 * n:
+        raise ValueError(f"the contenders have other sources: {missing} of {n} edges are only in one")
+    return float(worst)
