@@ -107,7 +107,9 @@ def _rows(
         }
         rows.append(row)
     rows[0].note = f"{len(case.corpus)} prompts, {n_tokens} tokens; {plan}"
-    rows[2].note = f"{len(targets['prompt']) / n_tokens:.2f} targets and {len(edges['prompt']) / n_tokens:.1f} edges a token"
+    rows[
+        2
+    ].note = f"{len(targets['prompt']) / n_tokens:.2f} targets and {len(edges['prompt']) / n_tokens:.1f} edges a token"
     for name, n in multiplied.items():
         rows.append(Row(CEILING, name, samples[name], more={"GFLOP/s": n / median(samples[name]) / 1e9}))
     return rows
