@@ -25,7 +25,7 @@ from typing import Any
 
 import jax
 from benchmark_cases import CASES, Case
-from benchmark_corpus import corpus_rows
+from benchmark_corpus import CEILING, corpus_rows
 from benchmark_growth import compile_rows, growth_rows, program_rows, streamed_rows
 from benchmark_report import Section, describe, show, to_markdown
 from benchmark_rows import alone_rows, whole_rows
@@ -46,6 +46,10 @@ def measure(case: Case, precision: str, repeats: int, quick: bool, torch_too: bo
         raise SystemExit("the contenders' edges differ")
     rows = [*alone, *whole_rows(case, repeats, torch_too, precision, alone)]
     rows += corpus_rows(case, repeats, quick, precision)
+    ceiling = max(row.more["GFLOP/s"] for row in rows if row.group == CEILING)
+    for row in alone:
+        if "GFLOP/s" in row.more:
+            row.more["of ceiling"] = row.more["GFLOP/s"] / ceiling
     rows += growth_rows(case, repeats, quick, precision)
     if precision == "highest":
         rows += compile_rows(case, quick, precision) + program_rows(case, precision)

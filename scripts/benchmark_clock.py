@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 SHORT = 0.5
-"""Seconds; what is shorter runs once untimed before each sample, so that it does not pay for its predecessor's mess."""
+"""Seconds; of what is shorter each sample is the second of two runs: the first one finds its predecessor's caches."""
 
 
 @dataclass
@@ -50,14 +50,13 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> di
 
     Every contender runs once before, which compiles it.
     """
-    first = {name: _seconds(run) for name, run in contenders.items()}
+    for run in contenders.values():
+        _seconds(run)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, run in contenders.items():
-            # The last time decides; the first one's includes compilation.
-            if (samples[name] or [first[name]])[-1] < SHORT or not samples[name]:
-                _seconds(run)
-            samples[name].append(_seconds(run))
+            took = _seconds(run)
+            samples[name].append(took if took >= SHORT else _seconds(run))
     return samples
 
 

@@ -121,11 +121,12 @@ class Torch:
 
     def __init__(self, case: Case, tokens: np.ndarray, targets: list[tuple[int, int]]) -> None:
         import torch_baselines
+        import torch_model
 
         self.ways = torch_baselines
         self.tokens, self.targets = tokens, targets
-        self.model = torch_baselines.transformer_lens_model(case.bundle.cfg, case.unprocessed)
-        self.saes = torch_baselines.torch_saes(*case.bundle.saes.values())
+        self.model = torch_model.transformer_lens_model(case.bundle.cfg, case.unprocessed)
+        self.saes = torch_model.torch_saes(*case.bundle.saes.values())
         self.given = torch_baselines.given_activations(self.model, self.saes, tokens, targets)
 
     def alone(self) -> dict[str, Callable[[], np.ndarray]]:

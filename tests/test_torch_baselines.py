@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformer_lens")
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import torch_baselines as baselines
+import torch_model
 
 pytestmark = pytest.mark.torch
 
@@ -35,8 +36,8 @@ def _case(overrides: dict[str, Any], splice: str) -> tuple[Any, ...]:
     edges, targets = Engine(bundle, settings).run([(0, tokens)])
     pairs = list(zip(targets["target_pos"].tolist(), targets["target_feature"].tolist(), strict=True))
     baselines.set_threads(1)  # more only get in each other's way at this size
-    model = baselines.transformer_lens_model(cfg, random_params(cfg))
-    return model, baselines.torch_saes(*(bundle.saes[name] for name in names)), tokens, pairs, edges
+    model = torch_model.transformer_lens_model(cfg, random_params(cfg))
+    return model, torch_model.torch_saes(*(bundle.saes[name] for name in names)), tokens, pairs, edges
 
 
 def _assert_edges(
