@@ -97,11 +97,13 @@ def difference(edges: Edges, expected: Edges) -> float:
         raise ValueError("the contenders have other targets")
     worst, missing, n = 0.0, 0, 0
     for target, of_target in edges.items():
-        (a, b) = ({tuple(row[:2]): row[2] for row in rows} for rows in (of_target, expected[target]))
-        missing += len(a.keys() ^ b.keys())
-        n += len(b)
-        scale = max(map(abs, b.values()), default=0.0)
-        worst = max([worst, *(abs(a[source] - b[source]) / scale for source in a.keys() & b.keys() if scale > 0)])
+        a, b = ((rows[:, 0] * 2**32 + rows[:, 1], rows[:, 2]) for rows in (of_target, expected[target]))
+        _, in_a, in_b = np.intersect1d(a[0], b[0], assume_unique=True, return_indices=True)
+        missing += len(a[0]) + len(b[0]) - 2 * len(in_a)
+        n += len(b[0])
+        scale = np.abs(b[1]).max(initial=0)
+        if scale > 0:
+            worst = max(worst, np.abs(a[1][in_a] - b[1][in_b]).max(initial=0) / scale)
     if missing > 1e-3 * n:
         raise ValueError(f"the contenders have other sources: {missing} of {n} edges are only in one")
     return float(worst)

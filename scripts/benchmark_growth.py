@@ -111,7 +111,7 @@ def compile_rows(case: Case, quick: bool, precision: str) -> list[Row]:
         arguments = ["first", "--shape", case.name, "--cache", cache, "--precision", precision]
         for what in ("cold: nothing compiled", "cached on disk"):
             found = _process(arguments + ["--quick"] * quick)
-            more = {"again s": found["again"], "peak MB": found["peak"] / MB}
+            more = {"again s": found["again"], **_memory(found)}
             note = "plan, compilation and edges of the first prompt; weights already loaded"
             rows.append(Row(COMPILING, what, [found["seconds"]], note=note, more=more))
     return rows
@@ -128,9 +128,15 @@ def streamed_rows(case: Case, quick: bool, precision: str) -> list[Row]:
             # Both runs of the first size: the first one fills the cache.
             for _ in range(2 if times == 1 else 1):
                 found = _process([*arguments, "--cache", f"{directory}/cache"] + ["--quick"] * quick)
-            more = {"peak MB": found["peak"] / MB, "stories/s": found["stories"] / found["seconds"]}
+            more = {"stories/s": found["stories"] / found["seconds"], **_memory(found)}
             rows.append(Row(STREAMED, f"{found['stories']} stories", [found["seconds"]], more=more))
     return rows
+
+
+def _memory(found: dict[str, Any]) -> dict[str, float]:
+    """A process's peak, and its device's where that has memory of its own."""
+    peak = {"peak MB": found["peak"] / MB}
+    return peak | ({"device peak MB": found["device_peak"] / MB} if found["device_peak"] else {})
 
 
 def _process(arguments: Sequence[str]) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     found = {"first": first, "stream": stream}[args.what](args)
-    print(json.dumps({**found, "peak": peak_memory()}))
+    of_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    print(json.dumps({**found, "peak": peak_memory(), "device_peak": of_device}))
 
 
 if __name__ == "__main__":

@@ -190,7 +190,8 @@ def alone_rows(
     expected = {name: LOOP if torch else VMAP for name in numbers} | {PROJECTED: PROJECTED, EVERYWHERE: PROJECTED}
     agreement = {name: difference(found, numbers[expected[name]]) for name, found in numbers.items()}
     if torch:
-        agreement[CELL] = difference(torch.cell_edges(), {t: numbers[LOOP][t] for t in torch.cell_edges()})
+        cell = torch.cell_edges()
+        agreement[CELL] = difference(cell, {target: numbers[LOOP][target] for target in cell})
     contenders |= {name: way.runner(way.shape) for name, way in ours.items()}
     with_products = f"{STRUCTURED}, and virtual weights"
     contenders[with_products] = ours[STRUCTURED].runner(ours[STRUCTURED].shape, ours[STRUCTURED].engine.tables)
