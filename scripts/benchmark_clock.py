@@ -91,7 +91,8 @@ def difference(edges: Edges, expected: Edges) -> float:
     """The largest difference, relative to the largest edge of the same target.
 
     Raises:
-        ValueError: There are other targets or sources; an edge at the threshold may be missing, more may not.
+        ValueError: There are other targets or sources (an edge at the threshold may be missing, more may not), or an
+            edge is not finite.
     """
     if edges.keys() != expected.keys():
         raise ValueError("the contenders have other targets")
@@ -99,6 +100,8 @@ def difference(edges: Edges, expected: Edges) -> float:
     for target, of_target in edges.items():
         a, b = ((rows[:, 0] * 2**32 + rows[:, 1], rows[:, 2]) for rows in (of_target, expected[target]))
         _, in_a, in_b = np.intersect1d(a[0], b[0], assume_unique=True, return_indices=True)
+        if not np.isfinite(a[1]).all():
+            raise ValueError(f"target {target} has an edge that is not finite")
         missing += len(a[0]) + len(b[0]) - 2 * len(in_a)
         n += len(b[0])
         scale = np.abs(b[1]).max(initial=0)

@@ -5,6 +5,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -59,11 +60,11 @@ def test_contenders_that_differ_end_the_run(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_differences_are_relative_to_the_targets_largest_edge() -> None:
-    import numpy as np
-
     expected = {(3, 5): np.array([[3, 1, 2.0], [3, 4, -4.0]]), (4, 0): np.zeros((0, 3))}
     other = {**expected, (3, 5): np.array([[3, 4, -4.0], [3, 1, 2.2]])}
     assert benchmark_clock.difference(other, expected) == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="finite"):
+        benchmark_clock.difference({**expected, (3, 5): expected[3, 5] * np.nan}, expected)
     with pytest.raises(ValueError, match="sources"):
         benchmark_clock.difference({**expected, (3, 5): expected[3, 5][:1]}, expected)
     with pytest.raises(ValueError, match="targets"):
