@@ -55,7 +55,7 @@ def random_bundle(cfg: ModelConfig, d_sae: int, seed: int = 0) -> OriginalShape:
     unprocessed = _random_params(cfg, rng)
     params = process_weights(unprocessed, cfg.processing)
     # The longest prompt there is, so that the biases fit every length.
-    _, acts = forward(params, cfg, random_prompt(cfg, cfg.n_ctx, seed), taps=tuple(ACTIVE), logits_at=None)
+    _, acts = forward(params, cfg, jnp.asarray(random_prompt(cfg, cfg.n_ctx, seed)), taps=tuple(ACTIVE), logits_at=None)
     saes = {hook: _random_sae(hook, acts[hook], d_sae, active, rng) for hook, active in ACTIVE.items()}
     return OriginalShape(Bundle(cfg, params, saes), unprocessed)
 
