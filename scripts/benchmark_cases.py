@@ -54,7 +54,7 @@ def original(quick: bool) -> Case:
     def prompts(*lengths: int) -> list[np.ndarray]:
         return [random_prompt(bundle.cfg, n, seed) for seed, n in enumerate(lengths)]
 
-    story, longer = prompts(83, 91)
+    story, longer = prompts(16, 24) if quick else prompts(83, 91)
     corpus = prompts(*[96] * (2 if quick else 16))
     return Case("original", bundle, unprocessed, story, longer, corpus, (), *_growth(quick))
 
@@ -64,9 +64,12 @@ def shipped(quick: bool) -> Case:
     bundle, unprocessed = load_bundle(), load_bundle(processed=False).params
     stories = [bundle.tokenize(text)[: bundle.cfg.n_ctx] for text in read_corpus(shipped_bundle() / "stories.txt")]
     at = {n: np.argmin([abs(len(story) - n) for story in stories]) for n in (83, 91)}
-    corpus = stories[:16] if quick else stories
+    story, longer = (stories[i] for i in at.values())
+    if quick:
+        story, longer = story[:12], longer[:16]
+    corpus = stories[:8] if quick else stories
     natural = cut_anywhere(stories, 50 if quick else 1000)
-    return Case("shipped", bundle, unprocessed, stories[at[83]], stories[at[91]], corpus, natural, *_growth(quick))
+    return Case("shipped", bundle, unprocessed, story, longer, corpus, natural, *_growth(quick))
 
 
 def tiny(quick: bool) -> Case:
