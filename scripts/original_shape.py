@@ -41,17 +41,21 @@ def original_shape_config(d_vocab: int = 1000) -> ModelConfig:
 
 
 def original_shape_bundle(seed: int = 0, *, d_vocab: int = 1000, d_sae: int = 16384) -> OriginalShape:
-    """Random float32 weights of the original's size with an SAE on both layers' `mlp.hook_post`.
+    """Random float32 weights of the original's size with an SAE on both layers' `mlp.hook_post`."""
+    return random_bundle(original_shape_config(d_vocab), d_sae, seed)
+
+
+def random_bundle(cfg: ModelConfig, d_sae: int, seed: int = 0) -> OriginalShape:
+    """The same of another size.
 
     The arrays are JAX's, as `load_bundle` gives them: numpy arrays would be copied at every jitted call.
     On a CPU `np.asarray` of one copies nothing.
     """
-    cfg = original_shape_config(d_vocab)
     rng = np.random.default_rng(seed)
     unprocessed = _random_params(cfg, rng)
     params = process_weights(unprocessed, cfg.processing)
     # The longest prompt there is, so that the biases fit every length.
-    _, acts = forward(params, cfg, random_prompt(cfg, cfg.n_ctx, seed), taps=tuple(ACTIVE), logits_at=None)
+    _, acts = forward(params, cfg, jnp.asarray(random_prompt(cfg, cfg.n_ctx, seed)), taps=tuple(ACTIVE), logits_at=None)
     saes = {hook: _random_sae(hook, acts[hook], d_sae, active, rng) for hook, active in ACTIVE.items()}
     return OriginalShape(Bundle(cfg, params, saes), unprocessed)
 

@@ -1,7 +1,7 @@
-"""The PyTorch side of `benchmark.py`: the original notebook's way, and two ways that take more care.
+"""The PyTorch side of `benchmark.py`: the original notebook's way, and three ways that take more care.
 
 The benchmark imports this file. What is timed is `notebook_cell` and `forward_and_encode`, which start from token
-ids, and what `careful_loop` and `batched_vjps` return, which start from given activations.
+ids, and what `careful_loop`, `plain_batched_vjps` and `batched_vjps` return, which start from given activations.
 """
 
 import os
@@ -12,107 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.nn.functional import gelu, layer_norm, relu
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-from jaxcircuits.config import ModelConfig
-from jaxcircuits.sae import SAE
-from jaxcircuits.types import ModelWeights
+from torch_model import Pair
+from transformer_lens import HookedTransformer
 
 SPLICES = ("none", "source")
 CHUNK = 32
-"""Targets at a time in `batched_vjps`: on two cores, at the original's size, the fastest of 8, 16, 32 and 64."""
+"""Targets at a time in the batched ways. In `batched_vjps`, on two cores, at the original's size, the fastest of 8, 16,
+32 and 64."""
 
 
 def set_threads(n: int | None = None) -> int:
     """Makes PyTorch compute with `n` threads, by default one a core, and returns how many."""
     torch.set_num_threads(n or os.cpu_count() or 1)
     return torch.get_num_threads()
-
-
-def transformer_lens_model(cfg: ModelConfig, params: ModelWeights) -> HookedTransformer:
-    """A TransformerLens model of *unprocessed* weights, which TransformerLens itself processes as `cfg` says.
-
-    Every parameter requires gradients, as TransformerLens leaves them.
-    """
-    if cfg.attention_scale != 1.0:
-        raise ValueError("GPT-Neo does not scale its scores")
-    model = HookedTransformer(
-        HookedTransformerConfig(
-            n_layers=cfg.n_layers,
-            d_model=cfg.d_model,
-            n_heads=cfg.n_heads,
-            d_head=cfg.d_head,
-            d_mlp=cfg.d_mlp,
-            d_vocab=cfg.d_vocab,
-            n_ctx=cfg.n_ctx,
-            eps=cfg.eps,
-            attn_types=list(cfg.attention),
-            window_size=cfg.window,
-            act_fn="gelu_new",
-            use_attn_scale=False,
-            use_local_attn=True,
-            normalization_type="LN",
-            original_architecture="GPTNeoForCausalLM",
-            init_weights=False,
-            device="cpu",
-        ),
-        tokenizer=None,
-        move_to_device=False,
-    )
-    model.load_and_process_state_dict(
-        _state_dict(params),
-        fold_ln="fold_layer_norm" in cfg.processing,
-        center_writing_weights="center_writing_weights" in cfg.processing,
-        center_unembed="center_unembed" in cfg.processing,
-        fold_value_biases="fold_value_biases" in cfg.processing,
-    )
-    return model.requires_grad_(True).eval()
-
-
-def _state_dict(params: ModelWeights) -> dict[str, torch.Tensor]:
-    named: dict[str, Any] = {"embed.W_E": params.W_E, "pos_embed.W_pos": params.W_pos}
-    named |= {"unembed.W_U": params.W_U, "unembed.b_U": params.b_U}
-    parts: dict[str, Any] = {"ln_final": params.ln_final}
-    for layer, block in enumerate(params.blocks):
-        parts |= {f"blocks.{layer}.{part}": weights for part, weights in block._asdict().items()}
-    for part, weights in parts.items():
-        named |= {} if weights is None else {f"{part}.{name}": w for name, w in weights._asdict().items()}
-    return {name: torch.tensor(np.asarray(w)) for name, w in named.items()}
-
-
-class TorchSAE:
-    """A ReLU autoencoder; its weights require no gradients, which spares the notebook's way some work."""
-
-    def __init__(self, sae: SAE) -> None:
-        if sae.cfg.activation != "relu":
-            raise ValueError(f"expected a ReLU autoencoder, got {sae.cfg.activation}")
-        self.hook_name = sae.cfg.hook_name
-        self.layer = int(self.hook_name.split(".")[1])
-        if self.hook_name != f"blocks.{self.layer}.mlp.hook_post":
-            raise ValueError(f"expected an autoencoder on mlp.hook_post, got {self.hook_name}")
-        self.W_enc, self.b_enc, self.W_dec, self.b_dec = (torch.tensor(np.asarray(w)) for w in sae.weights)
-        self.readers = self.W_enc.T.contiguous()  # a target's column in one piece
-        self.subtracted = self.b_dec if sae.cfg.subtract_b_dec else torch.zeros_like(self.b_dec)
-
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Feature activations."""
-        return relu((x - self.subtracted) @ self.W_enc + self.b_enc)
-
-    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
-        """What splicing puts in the place of `x`."""
-        return self.encode(x) @ self.W_dec + self.b_dec
-
-
-Pair = tuple[TorchSAE, TorchSAE]
-"""The source's autoencoder and the target's, on `mlp.hook_post` of a layer and of the next."""
-
-
-def torch_saes(source: SAE, target: SAE) -> Pair:
-    """Both autoencoders in PyTorch."""
-    pair = TorchSAE(source), TorchSAE(target)
-    if pair[1].layer != pair[0].layer + 1:
-        raise ValueError(f"expected adjacent layers, got {pair[0].layer} and {pair[1].layer}")
-    return pair
 
 
 def notebook_cell(
@@ -335,11 +247,10 @@ def careful_loop(given: Given) -> Callable[[], np.ndarray]:
 def batched_vjps(given: Given, chunk: int = CHUNK) -> Callable[[], np.ndarray]:
     """The same derivatives, `chunk` targets at a time.
 
-    Of what was tried this is the fastest: `torch.func`, with each target's way back to the keys and values batched
-    over targets (`vmap(grad)`), and all of them pulled through keys, values and norm to the source hook at once
-    (`vmap(vjp)`), of positions up to the chunk's last target only: nothing behind it has a gradient.
-    `torch.autograd.grad(is_grads_batched=True)` of one graph that holds every position took about three times as
-    long, because it carries a row for each position all the way.
+    Tuned by hand, the fastest of what was tried: `torch.func`, with each target's way back to the keys and values
+    batched over targets (`vmap(grad)`), and all of them pulled through keys, values and norm to the source hook at
+    once (`vmap(vjp)`), of positions up to the chunk's last target only: nothing behind it has a gradient.
+    `plain_batched_vjps` took about three times as long, because it carries a row for each position all the way.
 
     Returns:
         As `careful_loop` does.
@@ -377,8 +288,43 @@ def batched_vjps(given: Given, chunk: int = CHUNK) -> Callable[[], np.ndarray]:
     return run
 
 
+def plain_batched_vjps(given: Given, chunk: int = CHUNK) -> Callable[[], np.ndarray]:
+    """The same derivatives in the plain way: one graph that holds every position, differentiated in batches.
+
+    Returns:
+        As `careful_loop` does.
+    """
+    source, target = given.saes
+    w = given.weights
+    slots = torch.arange(given.sources.shape[1])
+
+    def hook_value(h: torch.Tensor) -> torch.Tensor:
+        r0, y, k, v = _to_keys_and_values(given, h, given.resid)
+        q = torch.addmm(w.b_Q, y, w.W_Q).unflatten(-1, (given.n_heads, -1))
+        scores = torch.einsum("qhd,khd->hqk", q, k).masked_fill(~given.mask, -torch.inf)
+        z = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).flatten(1)
+        r1 = r0 + z @ w.W_O + w.b_O
+        return gelu(_norm(r1, w.ln2, given.eps) @ w.W_in + w.b_in, approximate="tanh")
+
+    def run() -> np.ndarray:
+        out = torch.zeros(len(given.target_pos), len(slots))
+        h = given.h.clone().requires_grad_()
+        arriving = hook_value(h) - target.subtracted
+        for rows in torch.arange(len(out)).split(chunk):
+            pos, feature = given.target_pos[rows], given.target_feature[rows]
+            values = relu((arriving[pos] * target.readers[feature]).sum(1) + target.b_enc[feature])
+            each = torch.eye(len(rows))
+            (gradients,) = torch.autograd.grad(values, h, each, retain_graph=True, is_grads_batched=True)
+            own = gradients[torch.arange(len(rows)), pos]
+            along = torch.bmm(source.W_dec[given.sources[pos]], own[:, :, None])[:, :, 0]
+            out[rows] = along * (slots < given.counts[pos][:, None])
+        return out.numpy()
+
+    return run
+
+
 def at_active_sources(given: Given, minus: np.ndarray) -> np.ndarray:
-    """What `notebook_cell` returned, in the sign, order and shape of the other two."""
+    """What `notebook_cell` returned, in the sign, order and shape of the other ways."""
     sources = given.sources[given.target_pos].numpy()
     valid = np.arange(sources.shape[1]) < given.counts[given.target_pos].numpy()[:, None]
     return np.where(valid, -np.take_along_axis(minus, sources, 1), 0)

@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformer_lens")
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import torch_baselines as baselines
+import torch_model
 
 pytestmark = pytest.mark.torch
 
@@ -35,8 +36,8 @@ def _case(overrides: dict[str, Any], splice: str) -> tuple[Any, ...]:
     edges, targets = Engine(bundle, settings).run([(0, tokens)])
     pairs = list(zip(targets["target_pos"].tolist(), targets["target_feature"].tolist(), strict=True))
     baselines.set_threads(1)  # more only get in each other's way at this size
-    model = baselines.transformer_lens_model(cfg, random_params(cfg))
-    return model, baselines.torch_saes(*(bundle.saes[name] for name in names)), tokens, pairs, edges
+    model = torch_model.transformer_lens_model(cfg, random_params(cfg))
+    return model, torch_model.torch_saes(*(bundle.saes[name] for name in names)), tokens, pairs, edges
 
 
 def _assert_edges(
@@ -64,6 +65,7 @@ def test_every_way_gives_the_edges_of_the_reference(overrides: dict[str, Any], s
     _assert_edges(baselines.careful_loop(given)(), given, pairs, edges)
     for chunk in (7, 1000):
         _assert_edges(baselines.batched_vjps(given, chunk)(), given, pairs, edges)
+        _assert_edges(baselines.plain_batched_vjps(given, chunk)(), given, pairs, edges)
 
 
 def test_targets_in_any_order() -> None:
@@ -96,6 +98,7 @@ def test_the_notebook_collects_parameter_gradients_and_the_careful_ways_none() -
     given = baselines.given_activations(model, saes, tokens, pairs[:3])
     baselines.careful_loop(given)()
     baselines.batched_vjps(given)()
+    baselines.plain_batched_vjps(given)()
     handle.remove()
     assert len(collected) == 3
     assert all(parameter.grad is None for parameter in model.parameters())
