@@ -13,7 +13,8 @@ from benchmark_flops import attribution_flops
 
 from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.attribution.problem import PRECISIONS
-from jaxcircuits.attribution.program import Found, Passed, Shape, attribute_chunk, forward_pass
+from jaxcircuits.attribution.program import Found, Passed, attribute_chunk, forward_pass
+from jaxcircuits.attribution.task import Shape
 
 SAME, ALL, WHOLE = "attribution alone, same position", "attribution alone, all positions", "end to end"
 LOOP = "PyTorch, careful loop"

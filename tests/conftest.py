@@ -1,5 +1,6 @@
 """Shapes are checked while the tests run, and every test writes into a directory of its own."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401  (the hook below looks it up by name)
+
+# Hundreds of tiny programs: compiling them takes nearly all the time. An empty XLA_FLAGS gives those that users run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # Before anything imports the package: shapes and dtypes of annotated signatures are checked at each call.
 install_import_hook("jaxcircuits", "tests.typechecker.check")
