@@ -32,6 +32,17 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _few_memory_maps() -> Iterator[None]:
+    """Each compiled program takes hundreds of memory maps, of which Linux gives a process 65,530."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
+        import jax
+
+        jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
 def _in_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Doctests and tests may write files by bare name."""
     monkeypatch.chdir(tmp_path)
