@@ -163,17 +163,25 @@ jaxcircuits attribute                     # the shipped weights and their storie
     sub.add_argument("--memory", metavar="SIZE", help="to plan for, such as 8GB (default: what the device has)")
     sub.add_argument("--truncate", action="store_true", help="cut prompts that are longer than the context")
     sub.add_argument("--skip-bad", action="store_true", help="leave out prompts that cannot be used, and say which")
-    sub.add_argument("--out", metavar="DIR", help="run directory (default: the next free runs/attribute-NNN)")
-    sub.add_argument("--show", type=int, default=15, metavar="N", help="edges to print (default 15)")
+    sub.add_argument(
+        "--out", type=_named, metavar="DIR", help="run directory (default: the next free runs/attribute-NNN)"
+    )
+    sub.add_argument("--show", type=_count, default=15, metavar="N", help="edges to print (default 15)")
     _common(sub)
 
 
 def _target(text: str) -> tuple[int, int]:
     pos, _, feature = text.rpartition(":")
     pos = "-1" if pos == "last" else pos
-    if not pos.removeprefix("-").isdigit() or not feature.isdigit():
+    if not (pos.removeprefix("-") + feature).isdecimal() or not feature or pos in ("", "-"):
         raise argparse.ArgumentTypeError(f"expected POSITION:FEATURE such as 9:880 or last:880, got {text!r}")
     return int(pos), int(feature)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
+    return int(text)
 
 
 def _threshold(text: str) -> float | str:

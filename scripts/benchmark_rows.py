@@ -167,6 +167,25 @@ class Torch:
         return listed
 
 
+def definition(case: Case, tokens: np.ndarray, targets: list[tuple[int, int]], positions: str) -> Edges:
+    """The edges of the definition in float64, which settles what is noise: every contender is compared with them."""
+    with jax.enable_x64(True):
+        bundle = replace(
+            case.bundle,
+            params=jax.tree.map(lambda w: jnp.asarray(np.asarray(w), jnp.float64), case.bundle.params),
+            saes={name: sae.astype(jnp.float64) for name, sae in case.bundle.saes.items()},
+        )
+        engine = Engine(bundle, Settings(method="reference", positions=positions))
+        edges, _ = engine.run([(0, tokens)], targets)
+    at = edges["target_pos"].astype(np.int64) * len(engine.tables.W_enc_rows) + edges["target_feature"]
+    rows = np.stack([edges["source_pos"], edges["source_feature"], edges["gradient"]], 1)
+    starts = np.flatnonzero(np.r_[True, at[1:] != at[:-1]]) if len(at) else []
+    parts = np.split(rows, starts[1:]) if len(at) else []
+    first = zip(edges["target_pos"][starts].tolist(), edges["target_feature"][starts].tolist(), strict=True)
+    listed = dict.fromkeys(targets, np.zeros((0, 3)))
+    return listed | dict(zip(first, parts, strict=True))
+
+
 def _up(n: float, step: int) -> int:
     return max(step, int(-(-n // step) * step))
 
@@ -174,7 +193,7 @@ def _up(n: float, step: int) -> int:
 def alone_rows(
     case: Case, repeats: int, quick: bool, torch_too: bool, precision: str
 ) -> tuple[list[Row], dict[str, float]]:
-    """Rows of attribution alone, and how far each contender's numbers are from the group's first's."""
+    """Rows of attribution alone, and how far each contender's numbers are from the definition in float64."""
     ours = {
         VMAP: Attribution(case, case.story, Settings(method="reference", precision=precision)),
         STRUCTURED: Attribution(case, case.story, Settings(precision=precision)),
@@ -185,14 +204,15 @@ def alone_rows(
         way.choose_chunk(quick)
     torch = Torch(case, case.story, ours[VMAP].targets) if torch_too else None
     contenders: dict[str, Callable[[], Any]] = dict(torch.alone()) if torch else {}
-    # The baseline of numbers: the careful loop, or the definition where PyTorch is left out.
     numbers = {name: torch.edges(run()) for name, run in contenders.items()} if torch else {}
     numbers |= {name: way.edges() for name, way in ours.items()}
-    expected = {name: LOOP if torch else VMAP for name in numbers} | {PROJECTED: PROJECTED, EVERYWHERE: PROJECTED}
-    agreement = {name: difference(found, numbers[expected[name]]) for name, found in numbers.items()}
+    same = definition(case, case.story, ours[VMAP].targets, "same")
+    every = definition(case, case.longer, ours[PROJECTED].targets, "all")
+    exact = {name: every if name in (PROJECTED, EVERYWHERE) else same for name in numbers}
+    agreement = {name: difference(found, exact[name]) for name, found in numbers.items()}
     if torch:
         cell = torch.cell_edges()
-        agreement[CELL] = difference(cell, {target: numbers[LOOP][target] for target in cell})
+        agreement[CELL] = difference(cell, {target: same[target] for target in cell})
     contenders |= {name: way.runner(way.shape) for name, way in ours.items()}
     with_products = f"{STRUCTURED}, and virtual weights"
     contenders[with_products] = ours[STRUCTURED].runner(ours[STRUCTURED].shape, ours[STRUCTURED].engine.tables)

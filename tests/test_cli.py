@@ -269,6 +269,15 @@ BAD: dict[str, tuple[str, str]] = {
     "too long": ("attribute --bundle B --prompt LONG", "context holds 16"),
     "empty prompt": ("attribute --bundle B --prompt EMPTY", "prompt is empty"),
     "unknown id": ("attribute --bundle B --prompt-ids big.json", "token ids must lie in 0..30, got 99"),
+    "an id that no integer holds": ("attribute --bundle B --prompt-ids huge.json", "in 0..30, got 1.00e+30"),
+    "a place without a name": ("attribute --bundle B --prompt w3 --out EMPTY", "expected a name, got an empty one"),
+    "fewer than no edges": ("attribute --bundle B --prompt w3 --show -1", "a number of 0 or more, got '-1'"),
+    "memory": ("attribute --bundle B --prompt w3 --memory lots", "must be a size such as 8GB"),
+    "no points": (
+        "attribute --bundle B --prompt w3 --derivative integrated --points 0",
+        "points must be a whole number",
+    ),
+    "targets in other digits": ("attribute --bundle B --prompt w3 --targets ²:1", "expected POSITION:FEATURE"),
     "unknown method": ("attribute --bundle B --prompt w3 --method magic", "invalid choice: 'magic'"),
     "unknown derivative": ("attribute --bundle B --prompt w3 --derivative half", "invalid choice: 'half'"),
     "unknown splice": ("attribute --bundle B --prompt w3 --splice some", "invalid choice: 'some'"),
@@ -333,6 +342,7 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(case: str, bundle: str, 
     Path("words.csv").write_text("w3")
     Path("words.txt").write_text("w3 w4 w5")
     Path("big.json").write_text("[0, 99]")
+    Path("huge.json").write_text(f"[0, {10**30}]")
     Path("two.json").write_text("[[0, 3], [0, 4]]")
     Path("deep.json").write_text("[" * 100_000)
     Path("latin.txt").write_bytes("Größe".encode("latin-1"))

@@ -35,6 +35,9 @@ Named = Sequence[tuple[int, int]] | None
 PROBED = 4
 """Batches that are looked at before a plan is made."""
 
+SMALL = 1024
+"""Features of a prompt, at all its positions, for which there is simply room."""
+
 
 @dataclass
 class Report:
@@ -146,6 +149,11 @@ class Engine:
         }
         lengths = [len(tokens) for _, tokens in prompts]
         memory = self.memory or device_memory()
+        longest = max(lengths)
+        if longest * max(widths["d_sae"], widths["d_sae_target"]) <= SMALL:
+            every = Counts(widths["d_sae"], widths["d_sae"], widths["d_sae_target"])
+            self.plan = make_plan(self.task, widths, lengths, every, memory, exact=True)
+            return self.plan
         nothing = Counts(1, 1, 1 if targets is None else len(targets))
         probing = make_plan(self.task, widths, lengths, nothing, memory, exact=True)
         counts, exact = self._probe(prompts, targets, probing)

@@ -62,6 +62,9 @@ def read_prompts(
         good = isinstance(rows, list) and rows and all(isinstance(r, list) for r in rows)
         if not good or not all(type(i) is int for r in rows for i in r):
             raise InputError(f"{ids_file}: expected a JSON list of token ids, or a list of such lists.")
+        huge = [i for r in rows for i in r if abs(i) >= 2**31]
+        if huge:  # no integer type may hold it
+            raise InputError(f"{ids_file}: token ids must lie in 0..{bundle.cfg.d_vocab - 1}, got {huge[0]:.2e}.")
         given: list[Any] = [np.array(r, np.int64) for r in rows]
     else:
         given = list(texts) if corpus is None else list(read_corpus(corpus))

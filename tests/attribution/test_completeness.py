@@ -83,11 +83,10 @@ def test_integrated_targets_rise_by_their_edges(baseline: str, x64: None) -> Non
     settings = {"target_quantity": "pre_activation", "target_threshold": -np.inf, "positions": "all"}
     settings |= {"derivative": "integrated", "baseline": baseline, "source_threshold": "all"}
     errors = []
-    for points in (2, 8, 32):
+    for points in (2, 16):
         targets = _targets("global then local", jnp.float64, points=points, **settings)
         errors.append(np.abs(targets["unexplained"]).max() / np.abs(targets["pre_activation"]).max())
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 1e-9
+    assert errors[1] < 1e-9 < errors[0]
     assert np.abs(targets["baseline"] - targets["pre_activation"]).max() > 0.1
 
 

@@ -105,7 +105,7 @@ def test_auto_is_structured_where_it_can_be() -> None:
 @pytest.mark.parametrize("positions", ["same", "all"])
 def test_a_batch_equals_each_prompt_alone(method: str, positions: str) -> None:
     bundle = tiny_bundle(tiny_config(n_ctx=40))
-    prompts = prompts_of(bundle, 3, 40, 17, 16, 2, 1, 33)
+    prompts = prompts_of(bundle, 3, 40, 17, 1)
     together = edges_of(bundle, prompts, method=method, positions=positions)
     alone = [edges_of(bundle, [prompt], method=method, positions=positions) for prompt in prompts]
     one_by_one = {name: np.concatenate([edges[name] for edges in alone]) for name in together}

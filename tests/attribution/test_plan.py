@@ -57,7 +57,7 @@ def test_memory_that_is_none(text: str) -> None:
 @pytest.mark.parametrize("method", ["structured", "reference"])
 def test_less_memory_makes_smaller_programs_and_the_same_edges(method: str, positions: str) -> None:
     bundle = tiny_bundle(tiny_config(n_ctx=64))
-    prompts = prompts_of(bundle, *range(20, 60, 3))
+    prompts = prompts_of(bundle, 20, 33, 47, 55)
     settings = Settings(method=method, positions=positions)
     plenty, little = Engine(bundle, settings, 2**30), Engine(bundle, settings, 2**20)
     expected, found = plenty.run(prompts)[0], little.run(prompts)[0]
