@@ -230,7 +230,7 @@ def _cosines(tables: Tables, feature: int) -> Float[np.ndarray, "d_sae"]:
     products = tables.products
     assert products is not None
     norms = products.writes_norm * products.reads_norm[feature]
-    return np.asarray(products.writes @ products.reads[feature]) / np.where(norms > 0, norms, 1)
+    return np.asarray(tables.writes @ products.reads[feature]) / np.where(norms > 0, norms, 1)
 
 
 def _story(bundle: Bundle, story: np.ndarray, source: str | None, target: str | None) -> dict[str, np.ndarray]:

@@ -58,11 +58,13 @@ class Section:
             if goal.shape == self.shape and None not in pair:
                 ours, other = (row.median for row in pair if row is not None)
                 what = f"{goal.group}: {goal.what} against {goal.against}"
-                held = other / ours >= goal.least
-                found.append({"what": what, "measured": other / ours, "wanted": f"≥ {goal.least:g}", "held": held})
+                held = bool(other / ours >= goal.least)
+                found.append(
+                    {"what": what, "measured": float(other / ours), "wanted": f"≥ {goal.least:g}", "held": held}
+                )
         for row in self.rows:
             if row.group == PROGRAMS:
-                held = row.median <= MOST_PROGRAMS
+                held = bool(row.median <= MOST_PROGRAMS)
                 wanted = f"≤ {MOST_PROGRAMS}"
                 found.append({"what": row.note, "measured": row.median, "wanted": wanted, "held": held})
         return found

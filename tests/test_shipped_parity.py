@@ -83,5 +83,5 @@ def test_every_quantity_of_the_study(bundle, story, model) -> None:
     prompt = bundle.tokenize("One day, a little girl named Lily found a red ball. She was very")
     study = run_study(bundle, prompt, story)
     assert len(study.arrays["prompt_targets"]) > 10
-    assert len(study.arrays["story_pairs"]) > 1000
+    assert len(study.arrays["story_pairs"]) > 500
     assert_same_study(study, oracle_study(model, bundle, prompt, story, int(study.arrays["feature"])))

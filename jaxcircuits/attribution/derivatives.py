@@ -16,8 +16,8 @@ from jaxcircuits.attribution.problem import Problem, Settings, layer_of, target_
 from jaxcircuits.attribution.reference import hook_gradients, project_all, project_same
 from jaxcircuits.attribution.remainder import reference_remainder, structured_remainder
 from jaxcircuits.attribution.selection import Sources, Targets
-from jaxcircuits.attribution.structured import dots, meet, norm_stage, pull, segment_of
-from jaxcircuits.attribution.tables import Tables, WeightProducts
+from jaxcircuits.attribution.structured import Segment, dots, meet, norm_stage, pull, segment_of
+from jaxcircuits.attribution.tables import Tables
 from jaxcircuits.attribution.task import Shape, Task
 from jaxcircuits.sae import SAE, encode, pre_activations
 
@@ -30,6 +30,7 @@ def derivatives_at(
     sources: Sources,
     chunk: Targets,
     h: Float[Array, "pos d_in"],
+    segment: Segment | None,
     pre_act: Float[Array, "target"] | None,
     *,
     task: Task,
@@ -65,11 +66,17 @@ def derivatives_at(
 
     mlps, block = tables.mlps, params.blocks[layer_of(problem.target_hook)]
     assert mlps is not None
-    segment = segment_of(problem, params, h, tokens)
+    segment = segment_of(problem, params, h, tokens) if segment is None else segment
     pulled = pull(problem, block, target, tables.W_enc_rows, segment, chunk.pos, chunk.feature, pre_act)
     stages, remainder = none, {}
     if task.way == "adjacent":
-        parts, own = meet(
+        extra = []
+        if tables.products is not None and tables.products.writes is None:
+            extra.append(tables.products.reads[chunk.feature])
+        if tables.products is not None and settings.stages:
+            reads = tables.products.stage_reads[chunk.feature]
+            extra.append(norm_stage(problem, block, segment, pulled, reads, chunk.pos))
+        parts, stages, own = meet(
             problem,
             block,
             mlps.W_heads,
@@ -78,16 +85,13 @@ def derivatives_at(
             pulled,
             chunk.pos,
             sources,
+            jnp.stack(extra, 1) if extra else jnp.zeros((shape.chunk, 0, mlps.E.shape[1]), h.dtype),
             parts=settings.parts,
             all_positions=all_positions,
             per_position=per_position,
             targets_at_once=shape.targets_at_once,
             sources_at_once=shape.sources_at_once,
         )
-        if settings.stages and tables.products is not None:
-            reads = tables.products.stage_reads[chunk.feature]
-            vector = norm_stage(problem, block, segment, pulled, reads, chunk.pos)
-            stages = dots(vector[:, None], mlps.E, chunk.pos, sources, per_position, shape.targets_at_once)
     else:
         between = partial(
             derivatives_between,
@@ -131,10 +135,10 @@ def path_mean(at: Callable, h: Float[Array, "pos d_in"], way: Float[Array, "pos 
 
     def add(total, point):
         place, weight = point
-        found = at(h - (1 - place) * way, None)
+        found = at(h - (1 - place) * way, None, None)
         return jax.tree.map(lambda t, f: t + weight * f, total, found), None
 
-    like = jax.eval_shape(lambda h: at(h, None), h)
+    like = jax.eval_shape(lambda h: at(h, None, None), h)
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
     line = (jnp.asarray((points + 1) / 2, h.dtype), jnp.asarray(weights / 2, h.dtype))
     return lax.scan(add, start, line)[0]
@@ -149,13 +153,16 @@ def target_values(
     return read(target, arriving)[chunk.pos, chunk.feature]
 
 
-def weight_products(
-    products: WeightProducts, stages: Array, chunk: Targets, sources: Sources, shape: Shape, settings: Settings
-) -> Float[Array, "stage target slot"]:
-    """Virtual weights at the own position, before what other stages there are."""
-    per_position = None if settings.source_threshold == "all" else shape.per_position
+def with_virtual_weights(
+    tables: Tables, stages: Array, chunk: Targets, sources: Sources, *, task: Task, shape: Shape
+) -> Float[Array, "stage target own"]:
+    """Virtual weights at the own position, before what other stages there are; where they are not among these yet."""
+    products = tables.products
+    if products is None or (task.way == "adjacent" and products.writes is None):
+        return stages
+    per_position = None if task.settings.source_threshold == "all" else shape.per_position
     reads = products.reads[chunk.feature][:, None]
-    virtual = dots(reads, products.writes, chunk.pos, sources, per_position, shape.targets_at_once)
+    virtual = dots(reads, tables.writes, chunk.pos, sources, per_position, shape.targets_at_once)
     return jnp.concatenate([virtual, stages]) if stages.shape[0] else virtual
 
 

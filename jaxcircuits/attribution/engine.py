@@ -20,7 +20,7 @@ from jaxcircuits.attribution.listing import list_edges
 from jaxcircuits.attribution.plan import Counts, Plan, device_memory, grown, make_plan
 from jaxcircuits.attribution.problem import PRECISIONS, Settings, resolve
 from jaxcircuits.attribution.program import Found, Passed, attribute_chunk, forward_pass, same_position
-from jaxcircuits.attribution.selection import named_targets
+from jaxcircuits.attribution.selection import Sources, Targets, named_targets
 from jaxcircuits.attribution.tables import make_tables
 from jaxcircuits.attribution.task import Shape, Task
 from jaxcircuits.bundle import Bundle
@@ -262,9 +262,9 @@ class Engine:
         parts = []
         rows = np.array([row for row, _ in batch], np.int32)
         sources = targets = None
-        for passed, found, first in self._found(batch, shape, named):
+        for *lists, found, first in self._found(batch, shape, named):
             if sources is None:
-                sources, targets = jax.tree.map(np.asarray, (passed.sources, passed.targets))
+                sources, targets = jax.tree.map(np.asarray, lists)
                 most = replace(
                     shape,
                     sources=int(sources.number.max()),
@@ -284,17 +284,17 @@ class Engine:
             parts.append(listed)
         return parts, most
 
-    def _found(self, batch: Prompts, shape: Shape, named: Named) -> Iterator[tuple[Passed, Found, int]]:
+    def _found(self, batch: Prompts, shape: Shape, named: Named) -> Iterator[tuple[Sources, Targets, Found, int]]:
         """Runs the programs on a batch; a chunk of targets at a time where all positions are sources."""
         params, source, target = self.bundle.params, self.pair.source, self.pair.target
         baseline = None if self.baseline is None else jnp.asarray(self.baseline)
         with jax.default_matmul_precision(PRECISIONS[self.settings.precision]):
             given = self._inputs(batch, shape, named)
             if self.settings.positions == "same":
-                passed, found = same_position(
-                    params, source, target, self.tables, baseline, *given, task=self.task, shape=shape
+                yield (
+                    *same_position(params, source, target, self.tables, baseline, *given, task=self.task, shape=shape),
+                    0,
                 )
-                yield passed, found, 0
                 return
             passed = forward_pass(params, source, target, *given, task=self.task, shape=shape)
             number = min(shape.targets, max(1, int(passed.targets.number.max())))
@@ -310,7 +310,7 @@ class Engine:
                     task=self.task,
                     shape=shape,
                 )
-                yield passed, found, first
+                yield passed.sources, passed.targets, found, first
 
     def _forward(self, batch: Prompts, shape: Shape, named: Named) -> Passed:
         with jax.default_matmul_precision(PRECISIONS[self.settings.precision]):

@@ -189,7 +189,10 @@ def _shape(
     accelerator = jax.default_backend() != "cpu"
     slots = sources if everywhere else per_position
     targets = max(1, counts.targets * margin * length)
-    chunk = min(bucket(int(targets)), 32 if task.way == "reference" else 256)
+    most = 64 if task.way == "reference" else 256
+    # Chunks of one size that fill the room: by powers of two where it is small, else in equal parts.
+    chunk = bucket(int(targets)) if targets <= 64 else _round_up(targets / -(-targets // most), 16)
+    chunk = min(chunk, most)
     shape = Shape(
         batch=1,
         length=length,
@@ -230,7 +233,8 @@ def bytes_of(shape: Shape, task: Task, widths: dict[str, int]) -> int:
     slots = shape.sources if everywhere else shape.per_position
     parts = {"none": 1, "kinds": 4, "heads": 1 + 3 * cfg.n_heads}[settings.parts] + 2
     kept = min(slots, settings.top_k or slots)
-    token = widths["d_sae"] * 2.5 + widths["d_sae_target"] * 3.5 + 6 * widths["d_in"] + 12 * cfg.d_model
+    # Activations of both SAEs, and what lies between the hooks.
+    token = widths["d_sae"] * 2.5 + widths["d_sae_target"] * 3.5 + 6 * widths["d_in"] + 3 * cfg.d_mlp + 17 * cfg.d_model
     attention = 3 * cfg.n_heads * L
     numbers = B * L * (token + attention) + B * (T if everywhere else shape.targets) * kept * (parts + 2)
     if task.way == "reference":

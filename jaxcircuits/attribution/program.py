@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcircuits.attribution.derivatives import derivatives_at, path_mean, target_values, weight_products
+from jaxcircuits.attribution.derivatives import derivatives_at, path_mean, target_values, with_virtual_weights
 from jaxcircuits.attribution.problem import Settings, source_side, target_side
 from jaxcircuits.attribution.remainder import source_fields
 from jaxcircuits.attribution.selection import (
@@ -27,7 +27,7 @@ from jaxcircuits.attribution.selection import (
     targets_at,
     top_slots,
 )
-from jaxcircuits.attribution.structured import everywhere
+from jaxcircuits.attribution.structured import Segment, everywhere, segment_of
 from jaxcircuits.attribution.tables import Tables
 from jaxcircuits.attribution.task import Shape, Task
 from jaxcircuits.sae import SAE, encode, pre_activations
@@ -35,7 +35,10 @@ from jaxcircuits.sae.activations import activation
 
 
 class Passed(NamedTuple):
-    """What a forward pass leaves for a batch; every leaf has the batch as its first axis."""
+    """What a forward pass leaves for a batch; every leaf has the batch as its first axis.
+
+    `segment` is there where one point is differentiated at, by a structured method: else it is made where it is needed.
+    """
 
     tokens: Int[Array, "batch pos"]
     counted: Bool[Array, "batch pos"]
@@ -43,6 +46,7 @@ class Passed(NamedTuple):
     acts: Float[Array, "batch pos d_sae"]
     sources: Sources
     targets: Targets
+    segment: Segment | None
 
 
 class Found(NamedTuple):
@@ -79,14 +83,18 @@ def forward_pass(
     def one(tokens, counted, named):
         arriving, h = source_side(problem, params, source, tokens)
         acts = h if settings.source_basis == "neurons" else encode(source, arriving)
-        pre_acts = pre_activations(target, target_side(problem, params, h, tokens)[0])
+        segment = None
+        if task.way != "reference" and settings.derivative != "integrated":
+            segment = segment_of(problem, params, h, tokens)
+        arriving = target_side(problem, params, h, tokens)[0] if segment is None else segment.arriving
+        pre_acts = pre_activations(target, arriving)
         target_acts = activation(target.cfg.activation).apply(pre_acts)
         sources = select_sources(acts, settings.source_threshold, counted, shape.sources)
         if named is not None:
-            return Passed(tokens, counted, h, acts, sources, targets_at(pre_acts, target_acts, *named))
+            return Passed(tokens, counted, h, acts, sources, targets_at(pre_acts, target_acts, *named), segment)
         quantity, threshold = settings.target_quantity, settings.target_threshold
         chosen = select_targets(pre_acts, target_acts, quantity, threshold, counted, shape.targets)
-        return Passed(tokens, counted, h, acts, sources, chosen)
+        return Passed(tokens, counted, h, acts, sources, chosen, segment)
 
     return jax.vmap(one)(tokens, counted, named)
 
@@ -131,7 +139,7 @@ def same_position(
     *,
     task: Task,
     shape: Shape,
-) -> tuple[Passed, Found]:
+) -> tuple[Sources, Targets, Found]:
     """Both steps in one program, for results that are small; as many chunks as there are targets."""
     passed = forward_pass(params, source, target, tokens, counted, named, task=task, shape=shape)
     chunk = partial(attribute_chunk, params, source, target, tables, baseline, passed, task=task, shape=shape)
@@ -144,7 +152,7 @@ def same_position(
         return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, first, 1), found, chunk(first))
 
     found = lax.fori_loop(0, n_chunks, step, room)
-    return passed, found
+    return passed.sources, passed.targets, found
 
 
 def _attribute_one(
@@ -179,9 +187,8 @@ def _attribute_one(
             start = passed.h - (moved if neurons else moved @ tables.directions)
             remainder["baseline"] = target_values(task, params, target, start, passed.tokens, chunk)
     else:
-        parts, own, remainder = at(passed.h, chunk.pre_act)
-    if tables.products is not None:
-        own = weight_products(tables.products, own, chunk, passed.sources, shape, settings)
+        parts, own, remainder = at(passed.h, passed.segment, chunk.pre_act)
+    own = with_virtual_weights(tables, own, chunk, passed.sources, task=task, shape=shape)
 
     index, act, starts, count = passed.sources
     step = act if baseline is None else act - baseline[index % d_sae]

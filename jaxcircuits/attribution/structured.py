@@ -302,23 +302,27 @@ def meet(
     pulled: Pulled,
     target_pos: Int[Array, "target"],
     sources: Sources,
+    extra: Float[Array, "target stage d_model"],
     *,
     parts: str,
     all_positions: bool,
     per_position: int | None,
     targets_at_once: int,
     sources_at_once: int,
-) -> tuple[Float[Array, "part target slot"], Float[Array, "target d_model"]]:
+) -> tuple[Float[Array, "part target slot"], Float[Array, "stage target own"], Float[Array, "target d_model"]]:
     """Derivatives of pulled targets along sources, at their own positions or along all of the sequence.
 
     Returns:
-        The derivatives, and the targets pulled all the way at their own positions.
+        The derivatives; products of `extra` vectors with the sources at the targets' own positions; and the targets
+        pulled all the way there.
     """
     vectors = own_position(problem, block, W_heads, segment, pulled, target_pos, parts)
-    own = dots(vectors, E, target_pos, sources, per_position, targets_at_once)
+    both = jnp.concatenate([vectors, extra], 1)  # rows of the table are gathered once
+    both = dots(both, E, target_pos, sources, per_position, targets_at_once)
+    own, stages = both[: vectors.shape[1]], both[vectors.shape[1] :]
     if all_positions:
         cross = cross_positions(
             problem, block, W_heads, segment, pulled, E, target_pos, sources, parts, sources_at_once
         )
         own = everywhere(cross, own, target_pos, sources, len(E))
-    return own, vectors.sum(1)
+    return own, stages, vectors.sum(1)

@@ -22,7 +22,7 @@ class MLPTables(NamedTuple):
 class WeightProducts(NamedTuple):
     """Where they are of adjacent layers: what weights alone say of a pair. Cosines are of processed weights only."""
 
-    writes: Float[Array, "d_sae d_model"]
+    writes: Float[Array, "d_sae d_model"] | None  # `None` where they are `E`: the weights in use are processed
     reads: Float[Array, "d_sae_target d_model"]  # what a target reads if norm and GELU were the identity
     writes_norm: Float[np.ndarray, "d_sae"]
     reads_norm: Float[np.ndarray, "d_sae_target"]
@@ -36,6 +36,13 @@ class Tables(NamedTuple):
     W_enc_rows: Float[Array, "d_sae_target d_in_target"]
     mlps: MLPTables | None
     products: WeightProducts | None
+
+    @property
+    def writes(self) -> Float[Array, "d_sae d_model"]:
+        """What one unit of a source adds to the residual stream, on processed weights."""
+        assert self.mlps is not None
+        assert self.products is not None
+        return self.mlps.E if self.products.writes is None else self.products.writes
 
 
 def make_tables(bundle: Bundle, pair: Pair, *, neurons: bool) -> Tables:
@@ -54,11 +61,13 @@ def make_tables(bundle: Bundle, pair: Pair, *, neurons: bool) -> Tables:
     if not problem.adjacent_mlps:
         return tables
     stage_reads = reads = (W_in @ target.W_enc).T
-    writes = E
+    writes = None
     if params.ln_final is not None:
         # Cosines mean something on processed weights only: the norm's scale folded in, what it ignores gone.
         processed = process_weights(params, bundle.cfg.processing)
         reads = (processed.blocks[layer].mlp.W_in @ target.W_enc).T
         writes = directions @ processed.blocks[layer - 1].mlp.W_out
-    writes_norm, reads_norm = (np.linalg.norm(np.asarray(table), axis=1) for table in (writes, reads))
+    writes_norm, reads_norm = (
+        np.linalg.norm(np.asarray(table), axis=1) for table in (E if writes is None else writes, reads)
+    )
     return tables._replace(products=WeightProducts(writes, reads, writes_norm, reads_norm, stage_reads))
