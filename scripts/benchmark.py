@@ -1,6 +1,7 @@
 """Side by side, in one run: PyTorch's ways to the original's derivatives, `vmap(grad)`, and the structured method.
 
     python scripts/benchmark.py                          the original's shape and the shipped bundle
+    python scripts/benchmark.py --shape original --brief   the main tables alone
     python scripts/benchmark.py --shape tiny --quick     a smoke test
     python scripts/benchmark.py --json FILE --markdown FILE
 
@@ -33,8 +34,8 @@ from benchmark_rows import alone_rows, whole_rows
 TOLERANCE = 2e-5
 
 
-def measure(case: Case, precision: str, repeats: int, quick: bool, torch_too: bool) -> Section:
-    """All rows of a shape.
+def measure(case: Case, precision: str, repeats: int, quick: bool, torch_too: bool, brief: bool) -> Section:
+    """All rows of a shape, or (`brief`) those of attribution alone, end to end and over a corpus.
 
     Raises:
         SystemExit: A contender does not compute the definition.
@@ -50,8 +51,9 @@ def measure(case: Case, precision: str, repeats: int, quick: bool, torch_too: bo
     for row in alone:
         if "GFLOP/s" in row.more:
             row.more["of ceiling"] = row.more["GFLOP/s"] / ceiling
-    rows += growth_rows(case, repeats, quick, precision)
-    if precision == "highest":
+    if not brief:
+        rows += growth_rows(case, repeats, quick, precision)
+    if precision == "highest" and not brief:
         rows += compile_rows(case, quick, precision) + program_rows(case, precision)
         rows += streamed_rows(case, quick, precision)
     return Section(case.name, precision, rows, agreement)
@@ -91,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", nargs="+", choices=tuple(CASES), default=["original", "shipped"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a smoke test: one repeat, few sizes")
+    parser.add_argument("--brief", action="store_true", help="no growth, compilation and streaming")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
@@ -103,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in args.shape:
         case = CASES[name](args.quick)
         for precision in ("highest",) if on_cpu else ("highest", "tf32", "bf16"):
-            sections.append(measure(case, precision, repeats, args.quick, torch_too))
+            sections.append(measure(case, precision, repeats, args.quick, torch_too, args.brief))
             show(sections[-1])
             # After each, so that a run that is cut short leaves what it has.
             if args.json:
