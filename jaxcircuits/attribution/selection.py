@@ -79,9 +79,8 @@ def select_sources(
         return Sources(jnp.arange(pos * d_sae, dtype=jnp.int32), acts.reshape(-1), starts, starts[-1])
     active = (acts > float(threshold)) & counted[:, None]
     index, count = first_true(active.reshape(-1), capacity)
-    # Where there are more than fit, the last positions' starts are wrong; the number says so.
-    at = jnp.where(jnp.arange(capacity) < count, index, pos * d_sae)
-    starts = jnp.searchsorted(at, d_sae * jnp.arange(pos + 1, dtype=jnp.int32)).astype(jnp.int32)
+    # Counted apart from what fits, for these counts are what room is made by.
+    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(active.sum(1, dtype=jnp.int32))])
     return Sources(index, acts.reshape(-1)[index], starts, count)
 
 

@@ -62,6 +62,7 @@ def test_less_memory_makes_smaller_programs_and_the_same_edges(method: str, posi
     plenty, little = Engine(bundle, settings, 2**30), Engine(bundle, settings, 2**20)
     expected, found = plenty.run(prompts)[0], little.run(prompts)[0]
     assert plenty.plan and little.plan
+    assert plenty.report.regrown == little.report.regrown == 0  # all prompts were looked at
     for shape in little.plan.shapes:
         assert bytes_of(shape, little.task, {"d_sae": 24, "d_sae_target": 26, "d_in": 20, "bytes": 4}) <= 2**20
     assert max(s.batch for s in little.plan.shapes) < max(s.batch for s in plenty.plan.shapes)

@@ -59,6 +59,8 @@ def test_every_source_above_the_threshold_is_listed_once(acts: np.ndarray, thres
     by_pos = ((acts > threshold) & counted[:, None]).sum(1)
     np.testing.assert_array_equal(np.diff(np.asarray(sources.starts)), by_pos)
     assert sources.most == by_pos.max()
+    cramped = sources_of(jnp.asarray(acts), threshold, jnp.asarray(counted), 3)
+    assert (cramped.number, cramped.most) == (sources.number, sources.most)
 
 
 def test_all_sources_means_all() -> None:
