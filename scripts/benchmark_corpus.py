@@ -92,11 +92,8 @@ def _rows(
     flops = {FORWARD: sum(forward_flops(case.bundle.cfg, len(ids)) for ids in case.corpus)}
     flops[ENCODED] = flops[FORWARD] + sum(encoder_flops(case.bundle, len(ids)) for ids in case.corpus)
     n_targets, n_edges = len(targets["prompt"]) / len(case.corpus), len(edges["prompt"]) / len(case.corpus)
-    # What attribution recomputes between the hooks is shared with the forward pass in one program, so it is not added.
-    flops[ATTRIBUTED] = flops[LISTED] = flops[ENCODED] + len(case.corpus) * (
-        attribution_flops(case.bundle.cfg, n_tokens // len(case.corpus), int(n_targets), int(n_edges))
-        - attribution_flops(case.bundle.cfg, n_tokens // len(case.corpus), 0, 0)
-    )
+    of_one = attribution_flops(case.bundle.cfg, n_tokens // len(case.corpus), int(n_targets), int(n_edges))
+    flops[ATTRIBUTED] = flops[LISTED] = flops[ENCODED] + len(case.corpus) * of_one
     rows = []
     for name in (FORWARD, ENCODED, ATTRIBUTED, LISTED):
         row = Row(CORPUS, name, samples[name], ratio=median(samples[ENCODED]) / median(samples[name]))

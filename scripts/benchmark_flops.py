@@ -6,7 +6,6 @@ nothing), the last layer stopping at its `mlp.hook_post`:
 
     forward pass, a position     layers (8 d a + 4 L a) + (2 layers - 1) 2 d m
     both encoders, a position    2 m s1 + 2 m s2
-    between the hooks, a position (recomputed)  2 m d + 8 d a + 4 L a + 2 d m
     pull, a target               2 m d + 2 d a + 2 L a     and at its own position  2 L a + 6 a d
     same-position pair           2 d
     push, a source               4 d a       (keys and values; all positions only)
@@ -49,9 +48,8 @@ def attribution_flops(
         cross: Pairs at other positions, which are computed whether or not the source comes later.
     """
     d, a, m = cfg.d_model, cfg.n_heads * cfg.d_head, cfg.d_mlp
-    between = length * (2 * m * d + 8 * d * a + 4 * length * a + 2 * d * m)
     pull = targets * (2 * m * d + 2 * d * a + 4 * length * a + 6 * a * d)
-    return between + pull + edges * 2 * d + sources * 4 * d * a + cross * 4 * a
+    return pull + edges * 2 * d + sources * 4 * d * a + cross * 4 * a
 
 
 def products(bundle: Bundle, rows: int) -> Mapping[str, tuple[Callable[[], Any], float]]:

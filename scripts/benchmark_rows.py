@@ -33,8 +33,8 @@ SAMPLED = (2, 6)
 class Attribution:
     """Attribution of one prompt from given activations, by this package: a `Passed`, and one call a chunk of targets.
 
-    The activations at the source hook, sources and targets are given. What lies between the hooks is not: the call
-    runs the model from there to the target hook itself, as the PyTorch contenders do.
+    Sources, targets and the activations up to the target hook are given: the forward pass leaves them. The PyTorch
+    contenders run from the source hook to the target hook themselves, for autodiff needs that; it is a small part.
     """
 
     def __init__(self, case: Case, tokens: np.ndarray, settings: Settings) -> None:

@@ -73,7 +73,7 @@ def compute(
     # The slope of an activation at the point is the same in every precision: these targets are on.
     ones = jnp.ones(len(pos), h.dtype)
     pulled = pull(problem, block, target, target.weights.W_enc.T, segment, pos, feature, ones)
-    parts, _ = meet(
+    parts, *_ = meet(
         problem,
         block,
         W_heads,
@@ -82,6 +82,7 @@ def compute(
         pulled,
         pos,
         sources,
+        jnp.zeros((len(pos), 0, E.shape[1]), E.dtype),
         parts="none",
         all_positions=True,
         per_position=per_position,
