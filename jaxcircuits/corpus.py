@@ -22,9 +22,12 @@ def read_corpus(path: str | os.PathLike) -> Iterator[str]:
         InputError: The file is missing, of another kind, not UTF-8, broken, or holds no text.
 
     >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
     >>> from jaxcircuits import read_corpus
-    >>> _ = Path("two.txt").write_text("One day.\\n<|endoftext|>\\nThe end.\\n")
-    >>> list(read_corpus("two.txt"))
+    >>> with TemporaryDirectory() as directory:
+    ...     file = Path(directory) / "two.txt"
+    ...     _ = file.write_text("One day.\\n<|endoftext|>\\nThe end.\\n")
+    ...     list(read_corpus(file))
     ['One day.', 'The end.']
     """
     path = Path(path)
