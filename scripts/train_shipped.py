@@ -2,7 +2,7 @@
 
     python scripts/train_shipped.py --corpus train.txt --valid valid.jsonl --runs runs --out weights
 
-About an hour and a half on two cores. The two `jaxcircuits train` commands do the same as the first two steps.
+About an hour on two cores. The two `jaxcircuits train` commands do the same as the first two steps.
 """
 
 import argparse

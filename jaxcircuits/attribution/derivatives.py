@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -93,8 +92,7 @@ def derivatives_at(
             sources_at_once=shape.sources_at_once,
         )
     else:
-        between = partial(
-            derivatives_between,
+        between = derivatives_between(
             problem,
             params,
             h,
@@ -104,11 +102,11 @@ def derivatives_at(
             chunk.pos,
             sources,
             direction=shape.direction,
+            all_positions=all_positions,
             per_position=per_position,
             sources_at_once=shape.sources_at_once,
         )
-        parts = between(all_positions=all_positions)[None]
-        own = None
+        parts, own = between[None], None
     if settings.complete:
         remainder = structured_remainder(
             problem,

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcircuits.attribution.edges import Columns, concatenate, edge_columns, target_columns
 from jaxcircuits.attribution.listing import list_edges
-from jaxcircuits.attribution.plan import Counts, Plan, device_memory, grown, make_plan
+from jaxcircuits.attribution.plan import Counts, Plan, device_memory, grown, halved, make_plan
 from jaxcircuits.attribution.problem import PRECISIONS, Settings, resolve
 from jaxcircuits.attribution.program import Found, Passed, attribute_chunk, forward_pass, same_position
 from jaxcircuits.attribution.selection import Sources, Targets, named_targets
@@ -249,7 +249,7 @@ class Engine:
                 ) from None
         self.report.split += 1
         if shape.batch == 1:
-            return self._run(batch, replace(shape, chunk=shape.chunk // 2), named)
+            return self._run(batch, halved(shape), named)
         smaller = replace(shape, batch=shape.batch // 2)
         halves = (batch[i : i + smaller.batch] for i in range(0, len(batch), smaller.batch))
         return [part for half in halves for part in self._run(half, smaller, named)]
@@ -272,10 +272,9 @@ class Engine:
                     targets=int(targets.number.max()),
                 )
             most = replace(most, kept=max(most.kept, int(np.asarray(found.most_kept).max(initial=0))))
-            every = self.settings.source_threshold == "all"
             room = (shape.sources, shape.per_position, shape.targets, shape.kept)
             needed = (most.sources, most.per_position, most.targets, most.kept)
-            if any(n > r for n, r in zip(needed, room, strict=True)) and not (every and needed[2:] <= room[2:]):
+            if any(n > r for n, r in zip(needed, room, strict=True)):
                 return None, most
             assert targets is not None
             listed = list_edges(

@@ -222,7 +222,7 @@ def _shape(
         if batch > 1:
             batch //= 2
         else:
-            shape = replace(shape, chunk=shape.chunk // 2, sources_at_once=max(128, shape.sources_at_once // 2))
+            shape = halved(shape)
 
 
 def bytes_of(shape: Shape, task: Task, widths: dict[str, int]) -> int:
@@ -248,6 +248,13 @@ def bytes_of(shape: Shape, task: Task, widths: dict[str, int]) -> int:
             one += passes * L * (8 * cfg.d_model + 3 * cfg.d_mlp + attention)
     one += T * slots * (parts + 3) + shape.targets_at_once * shape.per_position * cfg.d_model
     return int(widths["bytes"] * (numbers + shape.sequences_at_once * one))
+
+
+def halved(shape: Shape) -> Shape:
+    """A shape with smaller chunks; the room stays a multiple of them, or the last would be moved, silently."""
+    chunk = max(1, shape.chunk // 2)
+    at_once = max(128, shape.sources_at_once // 2)
+    return replace(shape, chunk=chunk, targets=_round_up(shape.targets, chunk), sources_at_once=at_once)
 
 
 def grown(shape: Shape, most: Shape) -> Shape:

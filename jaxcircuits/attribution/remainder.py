@@ -21,9 +21,6 @@ from jaxcircuits.attribution.structured import Pulled, Segment
 from jaxcircuits.sae import SAE
 from jaxcircuits.types import BlockWeights
 
-FIELDS = ("features", "bos", "sae_error", "b_dec")
-"""What enters at the source hook: every feature, those at a BOS that is left out, and what is no feature."""
-
 
 def source_fields(
     source: SAE,

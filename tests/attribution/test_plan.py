@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.attribution import engine as engine_module
-from jaxcircuits.attribution.plan import LENGTHS, bytes_of, padded_lengths, parse_memory, rungs
+from jaxcircuits.attribution.plan import LENGTHS, bytes_of, halved, padded_lengths, parse_memory, rungs
+from jaxcircuits.attribution.task import Shape
 from jaxcircuits.errors import InputError
 from tests.attribution.cases import assert_same_edges, bundle_of, edges_of, prompts_of
 from tests.helpers import tiny_bundle, tiny_config
@@ -36,10 +37,8 @@ def test_lengths_are_the_best_of_all_choices() -> None:
     ladder = [n for n in rungs(512, 8) if n >= 60]
     top = next(n for n in ladder if n >= max(lengths))
     below = [n for n in ladder if n < top]
-    best = min((*c, top) for c in combinations(below, LENGTHS - 1)) and min(
-        (cost((*c, top)), (*c, top)) for c in combinations(below, LENGTHS - 1)
-    )
-    assert cost(padded_lengths(lengths, 512)) == best[0]
+    best = min(cost((*c, top)) for c in combinations(below, LENGTHS - 1))
+    assert cost(padded_lengths(lengths, 512)) == best
 
 
 @pytest.mark.parametrize(("text", "size"), [("8GB", 2**33), ("500mb", 500 * 2**20), ("2g", 2**31), ("1048576", 2**20)])
@@ -102,6 +101,15 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch) 
     engine = Engine(bundle, Settings())
     assert_same_edges(engine.run(prompts)[0], expected, "methods")
     assert engine.report.split > 0
+
+
+@given(chunk=st.integers(1, 256), times=st.integers(1, 5))
+def test_halves_divide_the_room(chunk: int, times: int) -> None:
+    shape = Shape(1, 8, 8, 8, chunk * times, chunk, 8, 1, 1, 4096)
+    while shape.chunk > 1:
+        shape = halved(shape)
+        assert shape.targets % shape.chunk == 0
+        assert shape.targets >= chunk * times
 
 
 def test_a_plan_repeats_itself() -> None:
