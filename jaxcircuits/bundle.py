@@ -21,9 +21,8 @@ from tokenizers import Tokenizer
 from jaxcircuits.config import ModelConfig, SAEConfig
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import BUNDLE, new_directory, read_json, sha256, write_bytes, write_json
-from jaxcircuits.model import hook_width, process_weights
+from jaxcircuits.model import hook_width, precedes, process_weights
 from jaxcircuits.sae import SAE
-from jaxcircuits.sae.activations import activation
 from jaxcircuits.types import AttentionWeights, BlockWeights, MLPWeights, ModelWeights, NormWeights, SAEWeights
 
 SCHEMA = 1
@@ -210,7 +209,6 @@ def load_sae(path: str | os.PathLike, *, dtype=jnp.float32) -> SAE:
     """
     path = Path(path)
     cfg = SAEConfig.from_json(read_json(path / "config.json", "SAE"), str(path / "config.json"))
-    activation(cfg.activation)
     tensors = read_safetensors(path / "sae.safetensors")
     weights = sae_from_tensors(tensors, cfg, str(path / "sae.safetensors"))
     return SAE(jax.tree.map(lambda w: jnp.asarray(w, dtype), weights), cfg)
@@ -221,7 +219,8 @@ def save_sae(path: str | os.PathLike, sae: SAE, dtype=None) -> None:
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / "config.json", sae.cfg.to_json())
-    write_safetensors(path / "sae.safetensors", sae.weights._asdict(), dtype)
+    tensors = {name: tensor for name, tensor in sae.weights._asdict().items() if tensor is not None}
+    write_safetensors(path / "sae.safetensors", tensors, dtype)
 
 
 def check_fits(sae: SAE, cfg: ModelConfig, name: str) -> SAE:
@@ -230,15 +229,19 @@ def check_fits(sae: SAE, cfg: ModelConfig, name: str) -> SAE:
     Raises:
         InputError: It has not.
     """
-    try:
-        width = hook_width(cfg, sae.cfg.hook_name)
-    except InputError as error:
-        raise InputError(f"SAE {name}: {error}") from None
-    if width != sae.cfg.d_in:
-        raise InputError(
-            f"SAE {name}: its d_in is {sae.cfg.d_in}, but {sae.cfg.hook_name} of this model has width {width}; "
-            "it was trained on another model or hook point."
-        )
+    for hook, given in ((sae.cfg.hook_name, sae.cfg.d_in), (sae.cfg.hook_written, sae.cfg.width_written)):
+        try:
+            width = hook_width(cfg, hook)
+        except InputError as error:
+            raise InputError(f"SAE {name}: {error}") from None
+        if width != given:
+            what = "d_in" if hook == sae.cfg.hook_name else "d_out"
+            raise InputError(
+                f"SAE {name}: its {what} is {given}, but {hook} of this model has width {width}; "
+                "it was trained on another model or hook point."
+            )
+    if sae.cfg.transcodes and not precedes(cfg, sae.cfg.hook_name, sae.cfg.hook_written):
+        raise InputError(f"SAE {name}: it reads {sae.cfg.hook_name}, which comes after {sae.cfg.hook_written}.")
     return sae
 
 
@@ -357,7 +360,18 @@ def model_to_tensors(params: ModelWeights, cfg: ModelConfig) -> dict[str, Any]:
 
 def sae_from_tensors(tensors: Mapping[str, np.ndarray], cfg: SAEConfig, where: str) -> SAEWeights:
     """Builds an autoencoder's weights from its file; checks them with `check_tensors`."""
-    d_in, d_sae = cfg.d_in, cfg.d_sae
-    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    shapes = sae_shapes(cfg)
     check_tensors(tensors, shapes, where)
     return SAEWeights(**{name: tensors[name] for name in shapes})  # pyright: ignore
+
+
+def sae_shapes(cfg: SAEConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of an autoencoder's file and its shape."""
+    d_in, d_sae, d_out = cfg.d_in, cfg.d_sae, cfg.width_written
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_out)}
+    shapes["b_dec"] = (d_out,)
+    if cfg.activation == "jumprelu":
+        shapes["threshold"] = (d_sae,)
+    if cfg.skip:
+        shapes["W_skip"] = (d_in, d_out)
+    return shapes

@@ -108,16 +108,28 @@ class ModelConfig(_JSONConfig):
             raise InputError(f"bos_token_id must lie in 0..{self.d_vocab - 1}, got {bos!r}.")
 
 
+SAE_ACTIVATIONS = ("relu", "jumprelu", "topk", "groupmax")
+"""What turns an autoencoder's pre-activations into feature activations; `sae.activations` computes them."""
+NORMALIZATIONS = ("none", "constant_norm_rescale", "layer_norm")
+"""What an autoencoder does to its input first, and undoes in its output; `sae.normalization` computes them."""
+
+
 @dataclass(frozen=True)
 class SAEConfig(_JSONConfig):
-    """A sparse autoencoder on one hook point.
+    """A sparse autoencoder on one hook point, or a transcoder from one to another.
 
     Attributes:
         d_in: Width of the hook's value.
         d_sae: Number of features.
-        hook_name: TransformerLens' name of the hook point.
-        activation: What turns pre-activations into feature activations.
+        hook_name: TransformerLens' name of the hook point that is read.
+        activation: What turns pre-activations into feature activations, one of `SAE_ACTIVATIONS`.
         subtract_b_dec: Whether the encoder subtracts the decoder's bias first.
+        k: Features that a `topk` keeps, or the groups of a `groupmax`.
+        normalization: What is done to the input first, one of `NORMALIZATIONS`.
+        hook_out: The hook point a transcoder writes; `None` for an autoencoder, which writes what it reads.
+        d_out: Its width; `None` where it is `d_in`.
+        skip: Whether a linear map of the input is added to a transcoder's output.
+        origin: Format and architecture it was converted from, for people.
     """
 
     d_in: int
@@ -125,17 +137,59 @@ class SAEConfig(_JSONConfig):
     hook_name: str
     activation: str = "relu"
     subtract_b_dec: bool = True
+    k: int | None = None
+    normalization: str = "none"
+    hook_out: str | None = None
+    d_out: int | None = None
+    skip: bool = False
+    origin: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("d_in", "d_sae"):
+        for name in ("d_in", "d_sae", "k", "d_out"):
             value = getattr(self, name)
+            if value is None and name in ("k", "d_out"):
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a positive integer, got {value!r}.")
-        for name in ("hook_name", "activation"):
+        for name in ("hook_name", "activation", "normalization", "origin"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} must be a word, got {getattr(self, name)!r}.")
-        if not isinstance(self.subtract_b_dec, bool):
-            raise InputError(f"subtract_b_dec must be true or false, got {self.subtract_b_dec!r}.")
+        if self.hook_out is not None and not isinstance(self.hook_out, str):
+            raise InputError(f"hook_out must be a word, got {self.hook_out!r}.")
+        for name in ("subtract_b_dec", "skip"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}.")
+        if self.activation not in SAE_ACTIVATIONS:
+            raise InputError(
+                f"unknown SAE activation {self.activation!r}; this version has {', '.join(SAE_ACTIVATIONS)}."
+            )
+        if self.normalization not in NORMALIZATIONS:
+            raise InputError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {self.normalization!r}.")
+        if (self.k is not None) != (self.activation in ("topk", "groupmax")):
+            raise InputError(f"k belongs to the activations topk and groupmax, got {self.activation} and k {self.k}.")
+        if self.k is not None and self.k > self.d_sae:
+            raise InputError(f"k must not exceed the {self.d_sae} features, got {self.k}.")
+        if self.activation == "groupmax" and self.d_sae % (self.k or 1):
+            raise InputError(f"groupmax needs k groups of one size, got {self.d_sae} features and k {self.k}.")
+        if not self.transcodes and (self.d_out is not None or self.skip):
+            raise InputError("d_out and skip belong to a transcoder, which names its hook_out.")
+        if self.transcodes and (self.subtract_b_dec or self.normalization != "none"):
+            raise InputError("a transcoder neither subtracts b_dec nor normalises: they are of the other hook's value.")
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether it writes another hook point than it reads."""
+        return self.hook_out is not None
+
+    @property
+    def hook_written(self) -> str:
+        """The hook point whose value it describes as a sum of features."""
+        return self.hook_name if self.hook_out is None else self.hook_out
+
+    @property
+    def width_written(self) -> int:
+        """Width of that value."""
+        return self.d_in if self.d_out is None else self.d_out
 
 
 def check_seed(seed: int) -> None:

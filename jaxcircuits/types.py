@@ -59,9 +59,14 @@ class ModelWeights(NamedTuple):
 
 
 class SAEWeights(NamedTuple):
-    """A sparse autoencoder: `feature_acts = act((x - b_dec) W_enc + b_enc)`, `sae_out = feature_acts W_dec + b_dec`."""
+    """A sparse autoencoder: `feature_acts = act((x - b_dec) W_enc + b_enc)`, `sae_out = feature_acts W_dec + b_dec`.
+
+    `d_out` is `d_in` but for transcoders, which write another value than they read.
+    """
 
     W_enc: Float[Array, "d_in d_sae"]
     b_enc: Float[Array, "d_sae"]
-    W_dec: Float[Array, "d_sae d_in"]
-    b_dec: Float[Array, "d_in"]
+    W_dec: Float[Array, "d_sae d_out"]
+    b_dec: Float[Array, "d_out"]
+    threshold: Float[Array, "d_sae"] | None = None  # of a JumpReLU
+    W_skip: Float[Array, "d_in d_out"] | None = None  # of a transcoder with a linear path beside its features

@@ -30,7 +30,7 @@ def derivatives_at(
     chunk: Targets,
     h: Float[Array, "pos d_in"],
     segment: Segment | None,
-    pre_act: Float[Array, "target"] | None,
+    act: Float[Array, "target"] | None,
     *,
     task: Task,
     shape: Shape,
@@ -66,7 +66,7 @@ def derivatives_at(
     mlps, block = tables.mlps, params.blocks[layer_of(problem.target_hook)]
     assert mlps is not None
     segment = segment_of(problem, params, h, tokens) if segment is None else segment
-    pulled = pull(problem, block, target, tables.W_enc_rows, segment, chunk.pos, chunk.feature, pre_act)
+    pulled = pull(problem, block, target, tables.W_enc_rows, segment, chunk.pos, chunk.feature, act)
     stages, remainder = none, {}
     if task.way == "adjacent":
         extra = []

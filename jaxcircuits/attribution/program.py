@@ -30,8 +30,7 @@ from jaxcircuits.attribution.selection import (
 from jaxcircuits.attribution.structured import Segment, everywhere, segment_of
 from jaxcircuits.attribution.tables import Tables
 from jaxcircuits.attribution.task import Shape, Task
-from jaxcircuits.sae import SAE, encode, pre_activations
-from jaxcircuits.sae.activations import activation
+from jaxcircuits.sae import SAE, activate, encode, pre_activations
 
 
 class Passed(NamedTuple):
@@ -88,7 +87,7 @@ def forward_pass(
             segment = segment_of(problem, params, h, tokens)
         arriving = target_side(problem, params, h, tokens)[0] if segment is None else segment.arriving
         pre_acts = pre_activations(target, arriving)
-        target_acts = activation(target.cfg.activation).apply(pre_acts)
+        target_acts = activate(target, pre_acts)
         sources = select_sources(acts, settings.source_threshold, counted, shape.sources)
         if named is not None:
             return Passed(tokens, counted, h, acts, sources, targets_at(pre_acts, target_acts, *named), segment)
@@ -187,7 +186,7 @@ def _attribute_one(
             start = passed.h - (moved if neurons else moved @ tables.directions)
             remainder["baseline"] = target_values(task, params, target, start, passed.tokens, chunk)
     else:
-        parts, own, remainder = at(passed.h, passed.segment, chunk.pre_act)
+        parts, own, remainder = at(passed.h, passed.segment, chunk.act)
     own = with_virtual_weights(tables, own, chunk, passed.sources, task=task, shape=shape)
 
     index, act, starts, count = passed.sources

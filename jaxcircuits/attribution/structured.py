@@ -13,6 +13,7 @@ the way to the residual stream before attention, and a pair is one dot product w
 Where derivatives are frozen, patterns and scales are held: queries and keys carry nothing, norms centre and scale.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,8 +24,9 @@ from jaxtyping import Array, Float, Int
 from jaxcircuits.attribution.frozen import gelu_line
 from jaxcircuits.attribution.problem import Problem, layer_of, target_side
 from jaxcircuits.attribution.selection import Sources
-from jaxcircuits.sae import SAE
-from jaxcircuits.sae.activations import activation
+from jaxcircuits.sae import SAE, encode
+from jaxcircuits.sae.activations import ELEMENTWISE
+from jaxcircuits.sae.normalization import normalized
 from jaxcircuits.types import BlockWeights, NormWeights
 
 
@@ -114,7 +116,7 @@ def pull(
     segment: Segment,
     target_pos: Int[Array, "target"],
     target_feature: Int[Array, "target"],
-    pre_act: Float[Array, "target"] | None,
+    act: Float[Array, "target"] | None,
 ) -> Pulled:
     """Pulls targets of one sequence back to attention.
 
@@ -126,18 +128,18 @@ def pull(
         segment: The sequence at the point where it is differentiated.
         target_pos: Where.
         target_feature: Which.
-        pre_act: The targets' pre-activations, which decide their slopes; `None` where they have to be computed,
-            because the segment is not at the prompt's own activations.
+        act: The targets' activations, which decide their slopes; `None` where they have to be computed, because the
+            segment is not at the prompt's own activations.
     """
     p, rows = target_pos, W_enc_rows[target_feature]
     slope = jnp.ones(len(p), rows.dtype)
     if problem.target_quantity == "activation":
-        at = pre_act
-        if at is None:
-            x = segment.arriving[p] - (target.weights.b_dec if target.cfg.subtract_b_dec else 0)
-            at = (x * rows).sum(-1) + target.weights.b_enc[target_feature]
-        slope = activation(target.cfg.activation).slope(at)
+        # A feature that is on has its pre-activation as its value, whatever the activation.
+        at = _activations(target, rows, segment.arriving, p, target_feature) if act is None else act
+        slope = jnp.where(at > 0, slope, 0)
     hook = rows * slope[:, None]
+    if target.cfg.normalization != "none":
+        (hook,) = jax.vjp(partial(normalized, target.cfg, hold_scale=problem.frozen), segment.arriving[p])[1](hook)
     pre = hook * segment.gelu_slope[p]
     normed = einsum(pre, block.mlp.W_in, "target d_mlp, d_model d_mlp -> target d_model")
     resid = _norm_pull(_at(segment.norm2, p), block.ln2, normed, problem.frozen)
@@ -150,6 +152,22 @@ def pull(
     mean = (pattern * g_pattern).sum(-1, keepdims=True)
     scores = pattern * (g_pattern - mean) * problem.cfg.attention_scale
     return Pulled(slope, hook, pre, normed, resid, z, scores, own_pattern)
+
+
+def _activations(
+    target: SAE,
+    rows: Float[Array, "target d_in"],
+    arriving: Float[Array, "pos d_in"],
+    p: Int[Array, "target"],
+    feature: Int[Array, "target"],
+) -> Float[Array, "target"]:
+    """Targets' activations; of all features only where one depends on the others."""
+    if target.cfg.activation not in ELEMENTWISE:
+        return encode(target, arriving)[p, feature]
+    weights, x = target.weights, normalized(target.cfg, arriving[p])
+    x = x - weights.b_dec if target.cfg.subtract_b_dec else x
+    pre_act = (x * rows).sum(-1) + weights.b_enc[feature]
+    return pre_act if weights.threshold is None else jnp.where(pre_act > weights.threshold[feature], pre_act, 0)
 
 
 def own_position(

@@ -1,5 +1,5 @@
 """Sparse autoencoders on hook points; knows nothing of transformers."""
 
-from jaxcircuits.sae.coder import SAE, decode, encode, pre_activations, reconstruct, sae_error
+from jaxcircuits.sae.coder import SAE, activate, decode, encode, pre_activations, reconstruct, sae_error
 
-__all__ = ["SAE", "decode", "encode", "pre_activations", "reconstruct", "sae_error"]
+__all__ = ["SAE", "activate", "decode", "encode", "pre_activations", "reconstruct", "sae_error"]

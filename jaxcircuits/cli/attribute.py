@@ -1,0 +1,169 @@
+"""`jaxcircuits attribute`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jaxcircuits.cli.common import add_command, common_options, count, end_options, named, warn
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    from jaxcircuits.attribution import problem as p
+
+    sub = add_command(
+        commands,
+        "attribute",
+        run,
+        "Attribute every active target feature to every active source feature, and write a run directory.",
+        """
+jaxcircuits attribute --prompt "Once upon a time there was a little dog."
+jaxcircuits attribute --prompt "The cat sat." --positions all --top-k 10 --out runs/cat
+jaxcircuits attribute --prompt "The cat sat." --derivative frozen --parts kinds --stages
+jaxcircuits attribute --corpus stories.txt --positions all --min-attribution 0.01 --memory 8GB
+jaxcircuits attribute --prompt "The cat sat." --targets last:880
+jaxcircuits attribute --corpus stories.txt --truncate --out runs/stories
+jaxcircuits attribute                     # the shipped weights and their stories""",
+    )
+    end_options(sub)
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help="one or more prompts; BOS is added")
+    what.add_argument(
+        "--prompt-ids", metavar="FILE", help="JSON list of token ids, or list of lists, taken as they are"
+    )
+    what.add_argument("--corpus", metavar="FILE", help=".txt, .jsonl or .parquet with one prompt a record")
+    sub.add_argument(
+        "--targets", nargs="+", action="extend", type=_target, metavar="POS:FEATURE", help="only these; POS may be last"
+    )
+    sub.add_argument("--positions", choices=p.POSITIONS, default="same", help="where sources may be (default same)")
+    sub.add_argument("--method", choices=p.METHODS, default="auto", help="how to compute (default auto)")
+    sub.add_argument("--derivative", choices=p.DERIVATIVES, default="exact", help="what is differentiated")
+    sub.add_argument("--gelu", choices=p.GELUS, default="tangent", help="what stands for a GELU where frozen")
+    sub.add_argument("--through", choices=p.THROUGH, default="total", help="direct: not through other SAEs' hooks")
+    sub.add_argument("--points", type=int, default=32, metavar="N", help="of the integrated derivative (default 32)")
+    sub.add_argument("--baseline", choices=p.BASELINES, default="zero", help="where its path begins (default zero)")
+    sub.add_argument(
+        "--splice", choices=p.SPLICES, default="none", help="SAEs put in place of their hook (default none)"
+    )
+    sub.add_argument("--target-quantity", choices=p.QUANTITIES, default="activation", help="of the target feature")
+    sub.add_argument("--source-basis", choices=p.BASES, default="features", help="SAE features, or the hook's neurons")
+    sub.add_argument(
+        "--source-threshold", type=_threshold, default=0.0, metavar="X|all", help="strictly above (default 0)"
+    )
+    sub.add_argument("--target-threshold", type=float, default=0.0, metavar="X", help="strictly above (default 0)")
+    sub.add_argument("--top-k", type=int, metavar="N", help="keep a target's N largest |attribution| (default: all)")
+    sub.add_argument("--min-attribution", type=float, metavar="X", help="keep |attribution| strictly above")
+    sub.add_argument(
+        "--parts", choices=p.PARTS, default="none", help="columns for residual stream, value, query, key; or by head"
+    )
+    sub.add_argument("--stages", action="store_true", help="columns on the way from cosine to gradient")
+    sub.add_argument(
+        "--completeness",
+        action=argparse.BooleanOptionalAction,
+        help="what the edges leave out, by kind (default: where it adds up to the target)",
+    )
+    sub.add_argument("--include-bos", action="store_true", help="let BOS be source and target")
+    sub.add_argument("--no-splice-bos", action="store_true", help="leave BOS as it is where an SAE is spliced in")
+    sub.add_argument(
+        "--precision", choices=tuple(p.PRECISIONS), default="highest", help="of matrix products (a CPU has one)"
+    )
+    sub.add_argument("--memory", metavar="SIZE", help="to plan for, such as 8GB (default: what the device has)")
+    sub.add_argument("--truncate", action="store_true", help="cut prompts that are longer than the context")
+    sub.add_argument("--skip-bad", action="store_true", help="leave out prompts that cannot be used, and say which")
+    sub.add_argument(
+        "--out", type=named, metavar="DIR", help="run directory (default: the next free runs/attribute-NNN)"
+    )
+    sub.add_argument("--show", type=count, default=15, metavar="N", help="edges to print (default 15)")
+    common_options(sub)
+
+
+def _target(text: str) -> tuple[int, int]:
+    pos, _, feature = text.rpartition(":")
+    pos = "-1" if pos == "last" else pos
+    if not (pos.removeprefix("-") + feature).isdecimal() or not feature or pos in ("", "-"):
+        raise argparse.ArgumentTypeError(f"expected POSITION:FEATURE such as 9:880 or last:880, got {text!r}")
+    return int(pos), int(feature)
+
+
+def _threshold(text: str) -> float | str:
+    if text == "all":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or 'all', got {text!r}") from None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the command."""
+    from jaxcircuits.attribution import Settings
+    from jaxcircuits.attribution.plan import parse_memory
+    from jaxcircuits.bulk.runner import attribute_to_run, next_free, read_prompts
+    from jaxcircuits.bundle import load_bundle, shipped_bundle
+    from jaxcircuits.files import check_free
+    from jaxcircuits.report.tables import edge_table, print_tables
+
+    out = Path(args.out) if args.out else next_free("runs", "attribute")
+    check_free(out, args.overwrite)
+    settings = Settings(
+        source=args.source_sae,
+        target=args.target_sae,
+        positions=args.positions,
+        method=args.method,
+        derivative=args.derivative,
+        gelu=args.gelu,
+        through=args.through,
+        points=args.points,
+        baseline=args.baseline,
+        splice=args.splice,
+        target_quantity=args.target_quantity,
+        source_basis=args.source_basis,
+        source_threshold=args.source_threshold,
+        target_threshold=args.target_threshold,
+        include_bos=args.include_bos,
+        splice_bos=not args.no_splice_bos,
+        top_k=args.top_k,
+        min_attribution=args.min_attribution,
+        parts=args.parts,
+        stages=args.stages,
+        completeness=args.completeness,
+        precision=args.precision,
+    )
+    bundle = load_bundle(args.bundle)
+    corpus = args.corpus
+    if not (args.prompt or args.prompt_ids or corpus):
+        corpus = shipped_bundle() / "stories.txt"
+    prompts = read_prompts(
+        bundle,
+        texts=args.prompt or (),
+        ids_file=args.prompt_ids,
+        corpus=corpus,
+        truncate=args.truncate,
+        skip_bad=args.skip_bad,
+    )
+    run, strongest = attribute_to_run(
+        bundle,
+        settings,
+        prompts,
+        out,
+        targets=args.targets,
+        memory=None if args.memory is None else parse_memory(args.memory),
+        overwrite=args.overwrite,
+        quiet=args.quiet,
+        keep=args.show,
+    )
+    edges = sum(part["edges"]["rows"] for part in run.record["parts"])
+    targets = sum(part["targets"]["rows"] for part in run.record["parts"])
+    for line in prompts.skipped:
+        warn(f"left out: {line}")
+    if not edges:
+        warn("no pair of active features was found, so the run has no edges; lower the thresholds or use other text.")
+    if not args.quiet:
+        if edges:
+            print_tables(edge_table(bundle, prompts.ids, strongest))
+        used = run.record["settings"]
+        print(
+            f"{edges:,} edges into {targets:,} targets of {len(prompts.ids):,} prompts · "
+            f"{used['source']} → {used['target']} · method {used['method']} · derivative {used['derivative']}"
+        )
+        print(f"written to {out}")

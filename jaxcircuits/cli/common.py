@@ -1,0 +1,64 @@
+"""What the commands share: a parser whose errors are one sentence, and common options."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+Command = Callable[[argparse.Namespace], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says it and ends with exit code 2."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def add_command(commands: Any, name: str, run: Command, summary: str, examples: str) -> argparse.ArgumentParser:
+    """Adds a command with its examples."""
+    sub = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.set_defaults(run=run)
+    return sub
+
+
+def common_options(sub: argparse.ArgumentParser, *, out: bool = True, seed: bool = False) -> None:
+    """Options of (almost) every command."""
+    sub.add_argument("--quiet", action="store_true", help="no progress bar, no tables")
+    if out:
+        sub.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+    if seed:
+        sub.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+
+
+def named(text: str) -> str:
+    """An option that must not be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, got an empty one")
+    return text
+
+
+def end_options(sub: argparse.ArgumentParser) -> None:
+    """Bundle, source and target SAE."""
+    sub.add_argument("--bundle", type=named, metavar="DIR", help="a bundle (default: the weights that ship)")
+    sub.add_argument("--source-sae", metavar="NAME", help="source SAE (default: the earliest)")
+    sub.add_argument("--target-sae", metavar="NAME", help="target SAE (default: the latest)")
+
+
+def count(text: str) -> int:
+    """A number of 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
+    return int(text)
+
+
+def warn(sentence: str) -> None:
+    """One sentence on the standard error."""
+    print(f"jaxcircuits: warning: {sentence}", file=sys.stderr)
