@@ -77,7 +77,7 @@ def _activations(
     """The source hook before and after the splice, and both SAEs' activations; `nudge` is added before the splice."""
     arriving, _ = source_side(problem, params, source, tokens)
     moved = arriving + nudge
-    h = spliced(problem, source, moved, tokens)
+    h = spliced(problem, source, moved, moved, tokens)
     at_target, _ = target_side(problem, params, h, tokens)
     return arriving, h, encode(source, moved), encode(target, at_target)
 
@@ -109,7 +109,7 @@ def run_study(
     check_seed(seed)
     both = resolve(bundle, Settings(source=source, target=target, splice="both"))
     problem = both.problem
-    if not problem.adjacent_mlps:
+    if not problem.adjacent_mlps or both.source.cfg.transcodes:
         raise InputError(
             "the study compares gradients with weights, so it needs SAEs on mlp.hook_post of adjacent layers, got "
             f"{problem.source_hook} and {problem.target_hook}; name others with --source-sae and --target-sae."

@@ -22,7 +22,7 @@ from rounding import rounded
 
 from jaxcircuits import load_bundle, read_corpus
 from jaxcircuits.attribution import Engine, Settings
-from jaxcircuits.attribution.problem import PRECISIONS, Problem, layer_of, source_side, target_side
+from jaxcircuits.attribution.problem import PRECISIONS, Problem, source_side, target_side
 from jaxcircuits.attribution.selection import Sources
 from jaxcircuits.attribution.structured import meet, pull, segment_of
 from jaxcircuits.bundle import Bundle, shipped_bundle
@@ -65,8 +65,8 @@ def compute(
     """One sequence from token ids to edges, as the structured method computes them, tables included; pure."""
     arriving, h = source_side(problem, params, source, tokens)
     target_acts = encode(target, target_side(problem, params, h, tokens)[0])
-    block = params.blocks[layer_of(problem.target_hook)]
-    E = source.weights.W_dec @ params.blocks[layer_of(problem.source_hook)].mlp.W_out
+    block = params.blocks[problem.target_block]
+    E = source.weights.W_dec @ params.blocks[problem.target_block - 1].mlp.W_out
     W_heads = jnp.stack([W.swapaxes(1, 2) for W in (block.attn.W_V, block.attn.W_Q, block.attn.W_K)])
     segment = segment_of(problem, params, h, tokens)
     pos, feature, sources = listed

@@ -139,17 +139,26 @@ def tiny_sae(
     dtype: Any = jnp.float32,
     **overrides: Any,
 ) -> SAE:
-    """An SAE with every weight random, about half of whose features are on, on a hook of the model."""
+    """An SAE with every weight random, on a hook of the model; about half of a ReLU's features are on.
+
+    `overrides` are fields of its config; `hook_out` makes it a transcoder.
+    """
     rng = np.random.default_rng([seed, d_sae, sum(hook.encode())])
     d_in = hook_width(cfg, hook)
-    W_dec = rng.standard_normal((d_sae, d_in))
+    if "hook_out" in overrides:
+        overrides = {"subtract_b_dec": False, "d_out": hook_width(cfg, overrides["hook_out"])} | overrides
+    sae_cfg = SAEConfig(d_in, d_sae, hook, **overrides)
+    d_out = sae_cfg.width_written
+    W_dec = rng.standard_normal((d_sae, d_out))
     weights = SAEWeights(
         W_enc=rng.standard_normal((d_in, d_sae)) * d_in**-0.5,  # pyright: ignore
         b_enc=0.2 * rng.standard_normal(d_sae),  # pyright: ignore
         W_dec=W_dec / np.linalg.norm(W_dec, axis=-1, keepdims=True),  # pyright: ignore
-        b_dec=0.3 * rng.standard_normal(d_in),  # pyright: ignore
+        b_dec=0.3 * rng.standard_normal(d_out),  # pyright: ignore
+        threshold=rng.uniform(-0.1, 0.6, d_sae) if sae_cfg.activation == "jumprelu" else None,  # pyright: ignore
+        W_skip=0.3 * rng.standard_normal((d_in, d_out)) if sae_cfg.skip else None,  # pyright: ignore
     )
-    return SAE(jax.tree.map(lambda w: _cast(w, dtype), weights), SAEConfig(d_in, d_sae, hook, **overrides))
+    return SAE(jax.tree.map(lambda w: _cast(w, dtype), weights), sae_cfg)
 
 
 def tiny_saes(cfg: ModelConfig, dtype: Any = jnp.float32, seed: int = 0, d_sae: int = 24) -> dict[str, SAE]:

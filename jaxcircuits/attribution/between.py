@@ -19,7 +19,7 @@ from einops import einsum
 from jaxtyping import Array, Float, Int
 
 from jaxcircuits.attribution.frozen import Scales
-from jaxcircuits.attribution.problem import Problem, layer_of, target_side
+from jaxcircuits.attribution.problem import Problem, target_side
 from jaxcircuits.attribution.reference import project_all, project_same
 from jaxcircuits.attribution.selection import Sources
 
@@ -37,8 +37,8 @@ def resid_mid(
     extra: Float[Array, "pos d_model"],
     scales: Scales | None = None,
 ) -> Float[Array, "pos d_model"]:
-    """The residual stream after the target's attention, as a function of what is added behind the source's block."""
-    name = f"blocks.{layer_of(problem.target_hook)}.hook_resid_mid"
+    """The residual stream after the target's attention, as a function of what is added where sources enter."""
+    name = f"blocks.{problem.target_block}.hook_resid_mid"
     return target_side(problem, params, h, tokens, (name,), scales, extra)[1][name]
 
 
@@ -50,7 +50,7 @@ def pulled_back(
     pulled: Float[Array, "target d_model"],
     target_pos: Int[Array, "target"],
 ) -> Float[Array, "target pos d_model"]:
-    """Targets pulled back from the residual stream after attention to the one behind the source's block."""
+    """Targets pulled back from the residual stream after attention to the one where sources enter."""
     zero = jnp.zeros((len(tokens), pulled.shape[1]), pulled.dtype)
     _, push = jax.linearize(partial(resid_mid, problem, params, h, tokens), zero)
     transposed = jax.linear_transpose(push, zero)

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxcircuits.attribution.between import derivatives_between
-from jaxcircuits.attribution.problem import Problem, Settings, layer_of, target_side
+from jaxcircuits.attribution.problem import Problem, Settings, target_side
 from jaxcircuits.attribution.reference import hook_gradients, project_all, project_same
 from jaxcircuits.attribution.remainder import reference_remainder, structured_remainder
 from jaxcircuits.attribution.selection import Sources, Targets
@@ -63,8 +63,8 @@ def derivatives_at(
             )
         return parts, none, remainder
 
-    mlps, block = tables.mlps, params.blocks[layer_of(problem.target_hook)]
-    assert mlps is not None
+    stream, block = tables.stream, params.blocks[problem.target_block]
+    assert stream is not None
     segment = segment_of(problem, params, h, tokens) if segment is None else segment
     pulled = pull(problem, block, target, tables.W_enc_rows, segment, chunk.pos, chunk.feature, act)
     stages, remainder = none, {}
@@ -78,13 +78,13 @@ def derivatives_at(
         parts, stages, own = meet(
             problem,
             block,
-            mlps.W_heads,
-            mlps.E,
+            stream.W_heads,
+            stream.E,
             segment,
             pulled,
             chunk.pos,
             sources,
-            jnp.stack(extra, 1) if extra else jnp.zeros((shape.chunk, 0, mlps.E.shape[1]), h.dtype),
+            jnp.stack(extra, 1) if extra else jnp.zeros((shape.chunk, 0, stream.E.shape[1]), h.dtype),
             parts=settings.parts,
             all_positions=all_positions,
             per_position=per_position,
@@ -97,7 +97,7 @@ def derivatives_at(
             params,
             h,
             tokens,
-            mlps.E,
+            stream.E,
             pulled.resid,
             chunk.pos,
             sources,
@@ -114,7 +114,7 @@ def derivatives_at(
             block,
             target,
             tables.W_enc_rows,
-            mlps.W_out,
+            stream.W_out,
             h,
             tokens,
             fields,
@@ -166,6 +166,6 @@ def with_virtual_weights(
 
 def _cuts(problem: Problem) -> tuple[Problem, ...]:
     """Problems with some of the target's attention held: all but the residual stream; all but values; but queries."""
-    block = f"blocks.{layer_of(problem.target_hook)}.attn"
+    block = f"blocks.{problem.target_block}.attn"
     holds = (("hook_q", "hook_k", "hook_v"), ("hook_q", "hook_k"), ("hook_k", "hook_v"))
     return tuple(replace(problem, held=(*problem.held, *(f"{block}.{n}" for n in names))) for names in holds)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcircuits.attribution.edges import Columns, concatenate, edge_columns, target_columns
+from jaxcircuits.attribution.ends import ATTENTION_ENDS, target_end
 from jaxcircuits.attribution.listing import list_edges
 from jaxcircuits.attribution.plan import Counts, Plan, device_memory, grown, halved, make_plan
 from jaxcircuits.attribution.problem import PRECISIONS, Settings, resolve
@@ -93,35 +94,32 @@ class Engine:
         hooks = f"{problem.source_hook} and {problem.target_hook}"
         if settings.stages and not problem.adjacent_mlps:
             raise InputError(f"stages are defined for mlp.hook_post of adjacent layers, got {hooks}; leave them out.")
-        if settings.parts != "none" and not problem.target_hook.endswith((".mlp.hook_post", ".hook_mlp_out")):
+        if settings.parts != "none" and target_end(problem.target_hook) is None:
             raise InputError(
-                f"parts are of the attention in the target's block, so the target must sit on its MLP, got {hooks}; "
+                f"parts are of the attention in the target's block, so the target must come after it, got {hooks}; "
                 "leave --parts out."
             )
-        if settings.complete and not problem.source_hook.endswith(".mlp.hook_post"):
-            if settings.completeness is None:
-                raise InputError(
-                    f"the {settings.derivative} derivative of {hooks} has no remainder by kind, which needs sources "
-                    "on an mlp.hook_post; pass --no-completeness to go without."
-                )
-            raise InputError(f"completeness needs sources on an mlp.hook_post, got {hooks}; leave it out.")
-        between = problem.both_mlps and not problem.adjacent_mlps
-        structured = problem.adjacent_mlps or (between and settings.parts == "none")
-        if settings.parts == "heads" and not (problem.adjacent_mlps and settings.method != "reference"):
+        way = problem.closed_form
+        if way == "between" and settings.parts != "none":
+            way = None
+        if settings.complete and way == "adjacent" and problem.target_place in ATTENTION_ENDS:
+            way = None  # its remainder is of the stream after attention
+        if settings.parts == "heads" and (way is None or settings.method == "reference"):
             raise InputError(
-                f"parts by head are computed by method structured for mlp.hook_post of adjacent layers, got {hooks} "
-                f"and method {settings.method}; ask for parts by kind."
+                "parts by head are computed by method structured where one block's attention lies between, "
+                f"got {hooks} and method {settings.method}; ask for parts by kind."
             )
         if settings.stages and settings.method == "reference":
             raise InputError("stages are computed by method structured, got method reference; leave one out.")
-        if settings.method == "structured" and not structured:
+        if settings.method == "structured" and way is None:
             raise InputError(
-                f"method 'structured' covers SAEs on mlp.hook_post, and parts of adjacent layers, got {hooks}; "
-                "use --method reference."
+                "method 'structured' covers sources that write the residual stream and targets in a later block, and "
+                f"parts where one block's attention lies between, got {hooks}{self._held()}; use --method reference."
             )
-        if settings.method == "reference" or not structured:
-            return "reference"
-        return "between" if between else "adjacent"
+        return "reference" if settings.method == "reference" or way is None else way
+
+    def _held(self) -> str:
+        return f" with {', '.join(self.problem.held)} held" if self.problem.held else ""
 
     def description(self) -> dict[str, Any]:
         """The settings as asked for, and what was used where they left a choice."""

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxcircuits.attribution.ends import ATTENTION_ENDS, Entry, entry_of, split, target_end
 from jaxcircuits.attribution.frozen import Scales, path_edits, scaled_biases
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.config import ModelConfig
@@ -40,8 +41,8 @@ class Settings:
         source: Name of the source SAE; by default the one on the earliest hook point.
         target: Name of the target SAE; by default the one on the latest.
         positions: `"same"`: sources at the target's position; `"all"`: also at every earlier one.
-        method: `"reference"` (`vmap(grad)`), `"structured"` (SAEs on `mlp.hook_post`), or `"auto"`: structured where
-            it can.
+        method: `"reference"` (`vmap(grad)`), `"structured"` (hooks of `attribution.ends`), or `"auto"`: structured
+            where it can.
         derivative: `"exact"`: through softmax, norms and GELU. `"frozen"`: attention patterns and the norms' scales
             held, GELUs linear. `"integrated"`: the mean of the exact one on the line from a baseline to the sources'
             activations, the SAE's error held.
@@ -135,6 +136,7 @@ class Problem:
     Attributes:
         cfg: The model.
         source_hook: Where sources write.
+        source_read: Where their SAE reads; another hook for a transcoder.
         target_hook: Where targets read.
         splice_source: Whether the source SAE's reconstruction takes its hook's place.
         splice_bos: Whether also at position 0 where it holds BOS.
@@ -145,6 +147,7 @@ class Problem:
 
     cfg: ModelConfig
     source_hook: str
+    source_read: str
     target_hook: str
     splice_source: bool
     splice_bos: bool
@@ -158,19 +161,47 @@ class Problem:
         return self.gelu is not None
 
     @property
-    def both_mlps(self) -> bool:
-        """Whether both hooks are some layers' `mlp.hook_post`."""
-        return all(hook.endswith(".mlp.hook_post") for hook in (self.source_hook, self.target_hook))
+    def entry(self) -> Entry | None:
+        """Where sources enter the residual stream."""
+        return entry_of(self.source_hook)
+
+    @property
+    def target_block(self) -> int:
+        """The block whose attention targets read."""
+        end = target_end(self.target_hook)
+        assert end is not None
+        return end[0]
+
+    @property
+    def target_place(self) -> str:
+        """Where in that block they sit."""
+        end = target_end(self.target_hook)
+        assert end is not None
+        return end[1]
+
+    @property
+    def closed_form(self) -> str | None:
+        """Whether the structured method covers it: `"adjacent"`, `"between"` with blocks between, or `None`."""
+        entry, end = self.entry, target_end(self.target_hook)
+        if entry is None or end is None or end[0] < entry.block:
+            return None
+        # What is held must lie where blocks between are run, which is from the entry up to the target's attention.
+        names = hook_names(self.cfg)
+        last = names.index(f"blocks.{end[0]}.hook_resid_mid")
+        first = names.index(entry.hook) + entry.after_edits
+        if not all(first <= names.index(hook) <= last for hook in self.held):
+            return None
+        if end[0] == entry.block and not self.held:
+            return "adjacent"
+        return None if end[1] in ATTENTION_ENDS else "between"
 
     @property
     def adjacent_mlps(self) -> bool:
-        """Whether both hooks are `mlp.hook_post` and the target's layer is the next one."""
-        return self.both_mlps and layer_of(self.target_hook) == layer_of(self.source_hook) + 1
-
-
-def layer_of(hook: str) -> int:
-    """The layer of a block's hook point."""
-    return int(hook.split(".")[1])
+        """Whether both hooks are `mlp.hook_post`, the target's of the next layer: where weights alone say something."""
+        first, second = split(self.source_hook), split(self.target_hook)
+        if first[0] is None or second[0] is None:
+            return False
+        return first[1] == second[1] == "mlp.hook_post" and second[0] == first[0] + 1
 
 
 @dataclass(frozen=True)
@@ -198,7 +229,7 @@ def resolve(bundle: Bundle, settings: Settings) -> Pair:
     for name in (source, target):
         if name not in bundle.saes:
             raise InputError(f"the bundle has no SAE {name!r}; it has {', '.join(order)}.")
-    first, second = bundle.saes[source].cfg.hook_name, bundle.saes[target].cfg.hook_name
+    first, second = bundle.saes[source].cfg.hook_written, bundle.saes[target].cfg.hook_name
     if not precedes(bundle.cfg, first, second):
         raise InputError(
             f"the source SAE must sit before the target SAE, got {source} ({first}) and {target} ({second}); "
@@ -207,6 +238,7 @@ def resolve(bundle: Bundle, settings: Settings) -> Pair:
     problem = Problem(
         cfg=bundle.cfg,
         source_hook=first,
+        source_read=bundle.saes[source].cfg.hook_name,
         target_hook=second,
         splice_source=settings.splice in ("source", "both"),
         splice_bos=settings.splice_bos,
@@ -219,7 +251,7 @@ def resolve(bundle: Bundle, settings: Settings) -> Pair:
 
 def _between(bundle: Bundle, first: str, second: str) -> tuple[str, ...]:
     """Hooks of other SAEs that lie between two hooks."""
-    hooks = {sae.cfg.hook_name for sae in bundle.saes.values()}
+    hooks = {sae.cfg.hook_written for sae in bundle.saes.values()}
     inside = [h for h in hooks if precedes(bundle.cfg, first, h) and precedes(bundle.cfg, h, second)]
     return tuple(sorted(inside, key=hook_names(bundle.cfg).index))
 
@@ -233,22 +265,24 @@ def flat(value: Float[Array, "pos *width"]) -> Float[Array, "pos d_in"]:
     return value.reshape(value.shape[0], -1)
 
 
-def spliced(problem: Problem, sae: SAE, x: Float[Array, "pos d_in"], tokens: Int[Array, "pos"]) -> Array:
-    """The source hook's value that the rest of the model sees."""
+def spliced(
+    problem: Problem, sae: SAE, x: Float[Array, "pos d_in"], value: Float[Array, "pos d_out"], tokens: Int[Array, "pos"]
+) -> Float[Array, "pos d_out"]:
+    """The source hook's value that the rest of the model sees: the model's own, or what the SAE makes of `x`."""
     if not problem.splice_source:
-        return x
+        return value
     out = reconstruct(sae, x)
     if problem.splice_bos or problem.cfg.bos_token_id is None:
         return out
     is_bos = (jnp.arange(len(tokens)) == 0) & (tokens == problem.cfg.bos_token_id)
-    return jnp.where(is_bos[:, None], x, out)
+    return jnp.where(is_bos[:, None], value, out)
 
 
 def source_side(problem: Problem, params: Any, source: SAE, tokens: Int[Array, "pos"]) -> tuple[Array, Array]:
-    """The value that arrives at the source hook, and the one that leaves it. Both `[pos, d_in]`."""
-    _, acts = forward(params, problem.cfg, tokens, taps=(problem.source_hook,), logits_at=None)
-    arriving = flat(acts[problem.source_hook])
-    return arriving, spliced(problem, source, arriving, tokens)
+    """What the source SAE reads, and the value that leaves the source hook. `[pos, d_in]`, `[pos, d_out]`."""
+    _, acts = forward(params, problem.cfg, tokens, taps=(problem.source_read, problem.source_hook), logits_at=None)
+    arriving = flat(acts[problem.source_read])
+    return arriving, spliced(problem, source, arriving, flat(acts[problem.source_hook]), tokens)
 
 
 def target_side(
@@ -271,18 +305,27 @@ def target_side(
         tokens: Token ids.
         taps: Other hooks to return.
         scales: Factors of what enters between the hooks besides `h`, all one; for derivatives with respect to them.
-        extra: Added to the residual stream behind the source hook's block, all zero; for derivatives likewise.
+        extra: Added to the residual stream where sources enter it, all zero; for derivatives likewise.
     """
     edits = path_edits(problem.cfg, problem.source_hook, problem.target_hook, problem.gelu, problem.held, scales)
     arrive = edits.get(problem.source_hook, lambda value: value)
     edits[problem.source_hook] = lambda value: arrive(h.reshape(value.shape))
     if extra is not None:
-        edits[f"blocks.{layer_of(problem.source_hook)}.hook_resid_post"] = lambda value: value + extra
+        entry = problem.entry
+        assert entry is not None
+        edits[entry.hook] = _added(edits.get(entry.hook), extra, entry.after_edits)
     if scales is not None:
         params = scaled_biases(params, scales.model_bias)
     taps = (problem.target_hook, *taps)
     _, acts = forward(params, problem.cfg, tokens, taps=taps, edits=edits, logits_at=None)
     return flat(acts[problem.target_hook]), acts
+
+
+def _added(edit: Any, extra: Array, after: bool) -> Any:
+    """An edit that adds something, after or before what another one does."""
+    if edit is None:
+        return lambda value: value + extra
+    return (lambda value: edit(value) + extra) if after else (lambda value: edit(value + extra))
 
 
 def target_value(
@@ -302,4 +345,4 @@ def target_value(
         b_enc, b_dec = (scales.target_bias * b for b in (weights.b_enc, weights.b_dec))
         target = SAE(weights._replace(b_enc=b_enc, b_dec=b_dec), target.cfg)
     read = encode if problem.target_quantity == "activation" else pre_activations
-    return read(target, arriving[target_pos])[target_feature]
+    return read(target, arriving[target_pos], hold_scale=problem.frozen)[target_feature]

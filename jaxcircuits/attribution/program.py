@@ -31,6 +31,7 @@ from jaxcircuits.attribution.structured import Segment, everywhere, segment_of
 from jaxcircuits.attribution.tables import Tables
 from jaxcircuits.attribution.task import Shape, Task
 from jaxcircuits.sae import SAE, activate, encode, pre_activations
+from jaxcircuits.sae.normalization import Norm, norm_of
 
 
 class Passed(NamedTuple):
@@ -42,6 +43,7 @@ class Passed(NamedTuple):
     tokens: Int[Array, "batch pos"]
     counted: Bool[Array, "batch pos"]
     h: Float[Array, "batch pos d_in"]
+    norm: Norm | None  # how the source SAE normalised its input
     acts: Float[Array, "batch pos d_sae"]
     sources: Sources
     targets: Targets
@@ -81,7 +83,9 @@ def forward_pass(
 
     def one(tokens, counted, named):
         arriving, h = source_side(problem, params, source, tokens)
-        acts = h if settings.source_basis == "neurons" else encode(source, arriving)
+        neurons = settings.source_basis == "neurons"
+        acts = h if neurons else encode(source, arriving)
+        norm = None if neurons else norm_of(source.cfg, arriving)
         segment = None
         if task.way != "reference" and settings.derivative != "integrated":
             segment = segment_of(problem, params, h, tokens)
@@ -90,10 +94,10 @@ def forward_pass(
         target_acts = activate(target, pre_acts)
         sources = select_sources(acts, settings.source_threshold, counted, shape.sources)
         if named is not None:
-            return Passed(tokens, counted, h, acts, sources, targets_at(pre_acts, target_acts, *named), segment)
+            return Passed(tokens, counted, h, norm, acts, sources, targets_at(pre_acts, target_acts, *named), segment)
         quantity, threshold = settings.target_quantity, settings.target_threshold
         chosen = select_targets(pre_acts, target_acts, quantity, threshold, counted, shape.targets)
-        return Passed(tokens, counted, h, acts, sources, chosen, segment)
+        return Passed(tokens, counted, h, norm, acts, sources, chosen, segment)
 
     return jax.vmap(one)(tokens, counted, named)
 
@@ -173,23 +177,26 @@ def _attribute_one(
     window = (lax.dynamic_slice_in_dim(x, first, shape.chunk) for x in passed.targets[:4])
     chunk = Targets(*window, number=passed.targets.number)  # pyright: ignore[reportCallIssue]
     moved = passed.acts if baseline is None else passed.acts - baseline
-    fields = {}
-    if settings.complete:
-        fields = source_fields(
-            source, tables.directions, passed.h, moved, passed.counted, neurons=neurons, integrated=integrated
-        )
+    norm = passed.norm
+    given = source, tables.directions, norm, passed.h, moved, passed.counted
+    fields = source_fields(*given, neurons=neurons, integrated=integrated) if settings.complete or integrated else {}
     at = partial(derivatives_at, params, target, tables, passed.tokens, passed.sources, chunk)
     at = partial(at, task=task, shape=shape, fields=fields)
     if integrated:
-        parts, own, remainder = path_mean(at, passed.h, moved if neurons else moved @ tables.directions, settings)
+        way = fields["features"]
+        parts, own, remainder = path_mean(at, passed.h, way, settings)
         if settings.complete:
-            start = passed.h - (moved if neurons else moved @ tables.directions)
+            start = passed.h - way
             remainder["baseline"] = target_values(task, params, target, start, passed.tokens, chunk)
     else:
         parts, own, remainder = at(passed.h, passed.segment, chunk.act)
     own = with_virtual_weights(tables, own, chunk, passed.sources, task=task, shape=shape)
 
     index, act, starts, count = passed.sources
+    if norm is not None:  # a unit of a source is this much of its decoder row
+        at_source = norm.out_scale[index // d_sae if settings.positions == "all" else chunk.pos, 0]
+        parts = parts * (at_source if settings.positions == "all" else at_source[:, None])
+        own = own.at[1:].multiply(norm.out_scale[chunk.pos])
     step = act if baseline is None else act - baseline[index % d_sae]
     if settings.positions == "all":
         own = everywhere(jnp.nan, own, chunk.pos, passed.sources, d_sae)

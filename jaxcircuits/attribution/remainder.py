@@ -1,8 +1,8 @@
 """What a target is made of besides its listed edges, by kind: the completeness columns of the targets table.
 
-A change behind the source's block, `x [pos, d_model]`, moves a target by `sum_pos (dtarget / dx) . x`. The fields that
-matter are few (all features, the SAE's error, its bias ...), so they are pushed forward once a sequence, and a target
-takes one dot product with each. The method `reference` takes the same sums of its own gradients.
+A change where sources enter the residual stream, `x [pos, d_model]`, moves a target by `sum_pos (dtarget / dx) . x`.
+The fields that matter are few (all features, the SAE's error, its bias ...), so they are pushed forward once a
+sequence, and a target takes one dot product with each. The method `reference` takes the same sums of its own gradients.
 """
 
 from functools import partial
@@ -19,12 +19,14 @@ from jaxcircuits.attribution.problem import Problem
 from jaxcircuits.attribution.reference import scale_gradients
 from jaxcircuits.attribution.structured import Pulled, Segment
 from jaxcircuits.sae import SAE
+from jaxcircuits.sae.normalization import Norm
 from jaxcircuits.types import BlockWeights
 
 
 def source_fields(
     source: SAE,
     directions: Float[Array, "d_sae d_in"],
+    norm: Norm | None,
     h: Float[Array, "pos d_in"],
     acts: Float[Array, "pos d_sae"],
     counted: Any,
@@ -34,13 +36,16 @@ def source_fields(
 ) -> dict[str, Float[Array, "pos d_in"]]:
     """The source hook's value as a sum of kinds, `features + sae_error + b_dec`; and `bos`, a part of `features`.
 
-    Where sources move on a line (`integrated`), `acts` is how far, and what does not move is no field.
+    Where sources move on a line (`integrated`), `acts` is how far, and what does not move is no field. Where the SAE
+    normalises its input, `norm` is how: what it undoes in its output is a factor of the features, and part of its bias.
+    What a transcoder adds besides its features counts as error.
     """
-    features = acts if neurons else acts @ directions
+    features = acts if neurons else acts @ directions if norm is None else (acts @ directions) * norm.out_scale
     fields = {"features": features, "bos": jnp.where(counted[:, None], 0, features)}
     if integrated:
         return fields
-    bias = jnp.zeros_like(h) if neurons else jnp.broadcast_to(source.weights.b_dec, h.shape)
+    b_dec = source.weights.b_dec if norm is None else source.weights.b_dec * norm.out_scale + norm.shift
+    bias = jnp.zeros_like(h) if neurons else jnp.broadcast_to(b_dec, h.shape)
     return fields | {"sae_error": h - features - bias, "b_dec": bias}
 
 
@@ -50,7 +55,7 @@ def structured_remainder(
     block: BlockWeights,
     target: SAE,
     W_enc_rows: Float[Array, "d_sae_target d_mlp"],
-    W_out: Float[Array, "d_in d_model"],
+    W_out: Float[Array, "d_in d_model"] | None,
     h: Float[Array, "pos d_in"],
     tokens: Int[Array, "pos"],
     fields: dict[str, Float[Array, "pos d_in"]],
@@ -64,17 +69,18 @@ def structured_remainder(
 
     `own` is the targets pulled all the way at their own positions, if that is known.
     """
-    zero = jnp.zeros((len(tokens), W_out.shape[1]), W_out.dtype)
+    zero = jnp.zeros((len(tokens), problem.cfg.d_model), h.dtype)
+    written = fields if W_out is None else {name: field @ W_out for name, field in fields.items()}
 
     def meet(pushed: Float[Array, "pos d_model"]) -> Float[Array, "target"]:
         return einsum(pulled.resid, pushed[target_pos], "target d_model, target d_model -> target")
 
     _, push = jax.linearize(partial(resid_mid, problem, params, h, tokens), zero)
-    found = {name: meet(push(field @ W_out)) for name, field in fields.items()}
+    found = {name: meet(push(field)) for name, field in written.items()}
     if own is None:
         back = pulled_back(problem, params, h, tokens, pulled.resid, target_pos)
         own = jnp.take_along_axis(back, target_pos[:, None, None], axis=1)[:, 0]
-    found["own_position"] = (own * (fields["features"] @ W_out)[target_pos]).sum(-1)
+    found["own_position"] = (own * written["features"][target_pos]).sum(-1)
     if not problem.frozen:
         return found
 
@@ -84,12 +90,16 @@ def structured_remainder(
     _, push = jax.linearize(at_scales, ones(h.dtype))
     for i, name in enumerate(Scales._fields):
         found[name] = meet(push(Scales(*(jnp.asarray(i == j, h.dtype) for j in range(len(Scales._fields))))))
-    found["model_bias"] += pulled.pre @ block.mlp.b_in
-    if block.ln2 is not None:
+    if pulled.pre is not None:
+        found["model_bias"] += pulled.pre @ block.mlp.b_in
+    if pulled.normed is not None and block.ln2 is not None:
         found["model_bias"] += pulled.normed @ block.ln2.b
-    found["gelu_constant"] += einsum(
-        pulled.hook, segment.gelu_constant[target_pos], "target d_mlp, target d_mlp -> target"
-    )
+    if problem.target_place in ("hook_mlp_out", "hook_resid_post"):
+        found["model_bias"] += pulled.hook @ block.mlp.b_out
+    if pulled.post is not None:
+        assert segment.gelu_constant is not None
+        constant = segment.gelu_constant[target_pos]
+        found["gelu_constant"] += einsum(pulled.post, constant, "target d_mlp, target d_mlp -> target")
     b_dec = target.weights.b_dec if target.cfg.subtract_b_dec else jnp.zeros_like(target.weights.b_dec)
     bias = target.weights.b_enc[target_feature] - W_enc_rows[target_feature] @ b_dec
     found["target_bias"] = pulled.act_slope * bias

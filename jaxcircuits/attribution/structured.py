@@ -1,6 +1,7 @@
-"""`method="structured"`: the same numbers for adjacent layers' `mlp.hook_post`, by meeting in the middle.
+"""`method="structured"`: the same numbers where one block's attention lies between, by meeting in the middle.
 
-Everything between the two hooks except attention acts on one position alone, so
+The hooks are those of `ends`: adjacent layers' `mlp.hook_post`, for example. Everything between them except attention
+acts on one position alone, so
 
 1. a target is pulled back to what attention adds to the residual stream, once;
 2. a source is pushed through the norm into keys and values, once;
@@ -21,8 +22,9 @@ import jax.numpy as jnp
 from einops import einsum
 from jaxtyping import Array, Float, Int
 
+from jaxcircuits.attribution.ends import GELU_ENDS, MLP_ENDS
 from jaxcircuits.attribution.frozen import gelu_line
-from jaxcircuits.attribution.problem import Problem, layer_of, target_side
+from jaxcircuits.attribution.problem import Problem, target_side
 from jaxcircuits.attribution.selection import Sources
 from jaxcircuits.sae import SAE, encode
 from jaxcircuits.sae.activations import ELEMENTWISE
@@ -38,10 +40,10 @@ class Segment(NamedTuple):
     k: Float[Array, "pos head d_head"]
     v: Float[Array, "pos head d_head"]
     pattern: Float[Array, "head q_pos k_pos"]
-    norm2: "NormState"
-    gelu_slope: Float[Array, "pos d_mlp"]
-    gelu_constant: Float[Array, "pos d_mlp"]
-    arriving: Float[Array, "pos d_mlp"]
+    norm2: "NormState | None"  # what lies behind the target hook is not there
+    gelu_slope: Float[Array, "pos d_mlp"] | None
+    gelu_constant: Float[Array, "pos d_mlp"] | None
+    arriving: Float[Array, "pos d_in"]
 
 
 class NormState(NamedTuple):
@@ -52,13 +54,14 @@ class NormState(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """Targets pulled back through the MLP and attention of their layer."""
+    """Targets pulled back through the MLP and attention of their layer; `None` where they lie before that."""
 
     act_slope: Float[Array, "target"]
-    hook: Float[Array, "target d_mlp"]  # to the target hook
-    pre: Float[Array, "target d_mlp"]  # to the MLP's pre-activations
-    normed: Float[Array, "target d_model"]  # to what the MLP reads
-    resid: Float[Array, "target d_model"]  # to the residual stream after attention
+    hook: Float[Array, "target d_in"]  # to the target hook
+    post: Float[Array, "target d_mlp"] | None  # to the MLP's activations
+    pre: Float[Array, "target d_mlp"] | None  # to its pre-activations
+    normed: Float[Array, "target d_model"] | None  # to what it reads
+    resid: Float[Array, "target d_model"]  # to the residual stream after attention; 0 where it is not seen
     z: Float[Array, "target head d_head"]  # to the heads' outputs
     scores: Float[Array, "target head k_pos"] | None  # to the attention scores; None where patterns are held
     own_pattern: Float[Array, "target head"]
@@ -66,19 +69,20 @@ class Pulled(NamedTuple):
 
 def segment_of(problem: Problem, params: Any, h: Float[Array, "pos d_in"], tokens: Int[Array, "pos"]) -> Segment:
     """Runs the model from the source hook's value to the target hook and keeps what lies between."""
-    block = f"blocks.{layer_of(problem.target_hook)}"
+    block, place = f"blocks.{problem.target_block}", problem.target_place
     names = ("hook_resid_pre", "ln1.hook_scale", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_pattern")
-    names += ("hook_resid_mid", "ln2.hook_scale", "mlp.hook_pre")
+    names += ("hook_resid_mid", "ln2.hook_scale") if place in MLP_ENDS else ()
+    names += ("mlp.hook_pre",) if place in GELU_ENDS else ()
     arriving, acts = target_side(problem, params, h, tokens, tuple(f"{block}.{name}" for name in names))
     at = {name: acts[f"{block}.{name}"] for name in names}
-    slope, constant = gelu_line(at["mlp.hook_pre"], problem.gelu)
+    slope, constant = gelu_line(at["mlp.hook_pre"], problem.gelu) if place in GELU_ENDS else (None, None)
     return Segment(
         norm1=_norm_state(at["hook_resid_pre"], at["ln1.hook_scale"]),
         q=at["attn.hook_q"],
         k=at["attn.hook_k"],
         v=at["attn.hook_v"],
         pattern=at["attn.hook_pattern"],
-        norm2=_norm_state(at["hook_resid_mid"], at["ln2.hook_scale"]),
+        norm2=_norm_state(at["hook_resid_mid"], at["ln2.hook_scale"]) if place in MLP_ENDS else None,
         gelu_slope=slope,
         gelu_constant=constant,
         arriving=arriving,
@@ -112,7 +116,7 @@ def pull(
     problem: Problem,
     block: BlockWeights,
     target: SAE,
-    W_enc_rows: Float[Array, "d_sae_target d_mlp"],
+    W_enc_rows: Float[Array, "d_sae_target d_in"],
     segment: Segment,
     target_pos: Int[Array, "target"],
     target_feature: Int[Array, "target"],
@@ -140,18 +144,44 @@ def pull(
     hook = rows * slope[:, None]
     if target.cfg.normalization != "none":
         (hook,) = jax.vjp(partial(normalized, target.cfg, hold_scale=problem.frozen), segment.arriving[p])[1](hook)
-    pre = hook * segment.gelu_slope[p]
-    normed = einsum(pre, block.mlp.W_in, "target d_mlp, d_model d_mlp -> target d_model")
-    resid = _norm_pull(_at(segment.norm2, p), block.ln2, normed, problem.frozen)
-    z = einsum(resid, block.attn.W_O, "target d_model, head d_head d_model -> target head d_head")
+    post, pre, normed, resid = _pull_to_stream(problem, block, segment, p, hook)
+    if problem.target_place == "attn.hook_z":
+        z = hook.reshape(len(p), problem.cfg.n_heads, problem.cfg.d_head)
+    else:
+        written = hook if problem.target_place == "hook_attn_out" else resid
+        z = einsum(written, block.attn.W_O, "target d_model, head d_head d_model -> target head d_head")
     pattern = segment.pattern[:, p].swapaxes(0, 1)  # [target, head, k_pos]
     own_pattern = jnp.take_along_axis(pattern, p[:, None, None], axis=-1)[..., 0]
     if problem.frozen:
-        return Pulled(slope, hook, pre, normed, resid, z, None, own_pattern)
+        return Pulled(slope, hook, post, pre, normed, resid, z, None, own_pattern)
     g_pattern = einsum(z, segment.v, "target head d_head, k_pos head d_head -> target head k_pos")
     mean = (pattern * g_pattern).sum(-1, keepdims=True)
     scores = pattern * (g_pattern - mean) * problem.cfg.attention_scale
-    return Pulled(slope, hook, pre, normed, resid, z, scores, own_pattern)
+    return Pulled(slope, hook, post, pre, normed, resid, z, scores, own_pattern)
+
+
+def _pull_to_stream(
+    problem: Problem, block: BlockWeights, segment: Segment, p: Int[Array, "target"], hook: Float[Array, "target d_in"]
+) -> tuple[Array | None, Array | None, Array | None, Float[Array, "target d_model"]]:
+    """From the target hook to the MLP's activations, its pre-activations, what it reads, and the stream before it."""
+    place = problem.target_place
+    if place not in MLP_ENDS:
+        resid = hook if place == "hook_resid_mid" else jnp.zeros((len(p), problem.cfg.d_model), hook.dtype)
+        return None, None, None, resid
+    assert segment.norm2 is not None
+    norm2 = _at(segment.norm2, p)
+    if place == "ln2.hook_normalized":  # before the norm's own scale and shift
+        return None, None, None, _norm_pull(norm2, None, hook, problem.frozen)
+    post = None
+    if place in GELU_ENDS:
+        assert segment.gelu_slope is not None
+        post = hook if place == "mlp.hook_post" else hook @ block.mlp.W_out.T
+        pre = post * segment.gelu_slope[p]
+    else:
+        pre = hook
+    normed = einsum(pre, block.mlp.W_in, "target d_mlp, d_model d_mlp -> target d_model")
+    resid = _norm_pull(norm2, block.ln2, normed, problem.frozen)
+    return post, pre, normed, resid + hook if place == "hook_resid_post" else resid
 
 
 def _activations(
@@ -216,6 +246,7 @@ def norm_stage(
     target_pos: Int[Array, "target"],
 ) -> Float[Array, "target d_model"]:
     """What targets read of the residual stream if the GELU were the identity and attention did nothing."""
+    assert segment.norm2 is not None
     return _norm_pull(_at(segment.norm2, target_pos), block.ln2, pulled.act_slope[:, None] * reads, problem.frozen)
 
 

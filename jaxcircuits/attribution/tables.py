@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxcircuits.attribution.problem import Pair, layer_of
+from jaxcircuits.attribution.problem import Pair
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.model import process_weights
 
 
-class MLPTables(NamedTuple):
-    """Where both hooks are MLPs': what leads to attention and from it."""
+class StreamTables(NamedTuple):
+    """Where sources enter the residual stream along fixed directions: what leads to attention and from it."""
 
-    W_out: Float[Array, "d_in d_model"]
+    W_out: Float[Array, "d_in d_model"] | None  # from the source hook; `None` where that is in the stream itself
     E: Float[Array, "d_sae d_model"]  # what one unit of a source adds to the residual stream
     W_heads: Float[Array, "vqk head d_head d_model"]  # of the target's attention
 
@@ -30,34 +30,35 @@ class WeightProducts(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Of a pair of SAEs, wherever they sit; more where they sit on MLPs."""
+    """Of a pair of SAEs, wherever they sit; more where there are closed forms."""
 
     directions: Float[Array, "d_sae d_in"]  # what one unit of a source adds to its hook
     W_enc_rows: Float[Array, "d_sae_target d_in_target"]
-    mlps: MLPTables | None
+    stream: StreamTables | None
     products: WeightProducts | None
 
     @property
     def writes(self) -> Float[Array, "d_sae d_model"]:
         """What one unit of a source adds to the residual stream, on processed weights."""
-        assert self.mlps is not None
+        assert self.stream is not None
         assert self.products is not None
-        return self.mlps.E if self.products.writes is None else self.products.writes
+        return self.stream.E if self.products.writes is None else self.products.writes
 
 
 def make_tables(bundle: Bundle, pair: Pair, *, neurons: bool) -> Tables:
     """The tables of a pair; sources are its features, or the hook's own `neurons`."""
     problem, source, target = pair.problem, pair.source.weights, pair.target.weights
-    directions = jnp.eye(pair.source.cfg.d_in, dtype=source.W_dec.dtype) if neurons else source.W_dec
+    directions = jnp.eye(pair.source.cfg.width_written, dtype=source.W_dec.dtype) if neurons else source.W_dec
     tables = Tables(directions, jnp.asarray(target.W_enc.T), None, None)
-    if not problem.both_mlps:
+    if problem.closed_form is None and not problem.adjacent_mlps:
         return tables
-    params, layer = bundle.params, layer_of(problem.target_hook)
-    W_out = params.blocks[layer_of(problem.source_hook)].mlp.W_out
+    entry, params, layer = problem.entry, bundle.params, problem.target_block
+    assert entry is not None
+    W_out = None if entry.W_out_of is None else params.blocks[entry.W_out_of].mlp.W_out
     attn, W_in = params.blocks[layer].attn, params.blocks[layer].mlp.W_in
     W_heads = jnp.stack([W.swapaxes(1, 2) for W in (attn.W_V, attn.W_Q, attn.W_K)])
-    E = directions @ W_out
-    tables = tables._replace(mlps=MLPTables(W_out, E, W_heads))
+    E = directions if W_out is None else directions @ W_out
+    tables = tables._replace(stream=StreamTables(W_out, E, W_heads))
     if not problem.adjacent_mlps:
         return tables
     stage_reads = reads = (W_in @ target.W_enc).T

@@ -1,0 +1,83 @@
+"""Where sources enter the residual stream, and from where in a block a target is pulled back.
+
+A source whose hook is followed by at most one matrix before the residual stream enters it along a fixed direction, and
+a target in a block reads what attention and the norm before it make of that stream: for these hooks the method
+`structured` has closed forms, whatever lies between their blocks.
+"""
+
+from typing import NamedTuple
+
+ATTENTION_ENDS = ("attn.hook_z", "hook_attn_out")
+"""Targets that see attention alone, not the stream beside it."""
+
+MLP_ENDS = ("ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+"""Targets behind the block's second norm."""
+
+GELU_ENDS = ("mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+"""Targets behind its GELU."""
+
+TARGET_ENDS = (*ATTENTION_ENDS, "hook_resid_mid", *MLP_ENDS)
+
+
+class Entry(NamedTuple):
+    """Where a source's direction enters the residual stream.
+
+    Attributes:
+        block: The block that reads it first.
+        hook: The hook point at which it is added.
+        after_edits: Whether it is added after what else is done there, because the source sits there itself.
+        W_out_of: The block whose `mlp.W_out` leads from the source there; `None` where it is there already.
+    """
+
+    block: int
+    hook: str
+    after_edits: bool
+    W_out_of: int | None
+
+
+def split(hook: str) -> tuple[int | None, str]:
+    """The block of a hook point, and its name in there.
+
+    >>> from jaxcircuits.attribution.ends import split
+    >>> split("blocks.1.mlp.hook_post"), split("hook_embed")
+    ((1, 'mlp.hook_post'), (None, 'hook_embed'))
+    """
+    first, _, rest = hook.partition(".")
+    if first != "blocks":
+        return None, hook
+    block, _, name = rest.partition(".")
+    return int(block), name
+
+
+def entry_of(hook: str) -> Entry | None:
+    """Where sources on a hook point enter the residual stream; `None` where more than a matrix lies before it.
+
+    >>> from jaxcircuits.attribution.ends import entry_of
+    >>> entry_of("blocks.0.mlp.hook_post")
+    Entry(block=1, hook='blocks.0.hook_resid_post', after_edits=False, W_out_of=0)
+    """
+    block, name = split(hook)
+    if block is None:
+        return Entry(0, "blocks.0.hook_resid_pre", False, None) if name.endswith("embed") else None
+    after = f"blocks.{block}.hook_resid_post"
+    return {
+        "mlp.hook_post": Entry(block + 1, after, False, block),
+        "hook_mlp_out": Entry(block + 1, after, False, None),
+        "hook_resid_post": Entry(block + 1, after, True, None),
+        "hook_resid_pre": Entry(block, hook, True, None),
+    }.get(name)
+
+
+def target_end(hook: str) -> tuple[int, str] | None:
+    """The block whose attention a target reads, and where in there it sits; `None` where no closed form pulls it.
+
+    >>> from jaxcircuits.attribution.ends import target_end
+    >>> target_end("blocks.1.hook_resid_pre")
+    (0, 'hook_resid_post')
+    """
+    block, name = split(hook)
+    if block is None:
+        return None
+    if name == "hook_resid_pre":
+        return (block - 1, "hook_resid_post") if block else None
+    return (block, name) if name in TARGET_ENDS else None
