@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxcircuits.attribution.between import derivatives_between
 from jaxcircuits.attribution.problem import Problem, Settings, target_side
+from jaxcircuits.attribution.products import dots
 from jaxcircuits.attribution.reference import hook_gradients, project_all, project_same
 from jaxcircuits.attribution.remainder import reference_remainder, structured_remainder
 from jaxcircuits.attribution.selection import Sources, Targets
-from jaxcircuits.attribution.structured import Segment, dots, meet, norm_stage, pull, segment_of
+from jaxcircuits.attribution.structured import Segment, meet, norm_stage, pull, segment_of
 from jaxcircuits.attribution.tables import Tables
 from jaxcircuits.attribution.task import Shape, Task
 from jaxcircuits.sae import SAE, encode, pre_activations

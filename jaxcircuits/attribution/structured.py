@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int
 from jaxcircuits.attribution.ends import GELU_ENDS, MLP_ENDS
 from jaxcircuits.attribution.frozen import gelu_line
 from jaxcircuits.attribution.problem import Problem, target_side
+from jaxcircuits.attribution.products import dots
 from jaxcircuits.attribution.selection import Sources
 from jaxcircuits.sae import SAE, encode
 from jaxcircuits.sae.activations import ELEMENTWISE
@@ -248,37 +249,6 @@ def norm_stage(
     """What targets read of the residual stream if the GELU were the identity and attention did nothing."""
     assert segment.norm2 is not None
     return _norm_pull(_at(segment.norm2, target_pos), block.ln2, pulled.act_slope[:, None] * reads, problem.frozen)
-
-
-def dots(
-    vectors: Float[Array, "target part d_model"],
-    E: Float[Array, "d_sae d_model"],
-    target_pos: Int[Array, "target"],
-    sources: Sources,
-    per_position: int | None,
-    at_once: int,
-) -> Float[Array, "part target slot"]:
-    """Products of targets' vectors with the table's rows of the sources at their own position.
-
-    Args:
-        vectors: A few for each target.
-        E: The table.
-        target_pos: Their positions.
-        sources: Of the sequence.
-        per_position: The largest number of sources at a position; `None` where every one is listed.
-        at_once: Targets whose rows are gathered together. A core is fastest with one, whose rows stay in its cache.
-    """
-    if per_position is None:
-        return einsum(vectors, E, "target part d_model, d_sae d_model -> part target d_sae")
-    index = jnp.pad(sources.flat % len(E), (0, per_position))
-
-    def one(target):
-        vector, pos = target
-        rows = E[jax.lax.dynamic_slice_in_dim(index, sources.starts[pos], per_position)]
-        return einsum(rows, vector, "slot d_model, part d_model -> part slot")
-
-    found = jax.lax.map(one, (vectors, target_pos), batch_size=at_once if at_once > 1 else None)
-    return found.swapaxes(0, 1)
 
 
 def cross_positions(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jaxcircuits.attribution import Engine, Settings
+from jaxcircuits.attribution.products import dots
 from jaxcircuits.attribution.selection import (
     bucket,
     first_true,
@@ -24,6 +25,7 @@ from tests.attribution.cases import bundle_of, edges_of, prompts_of
 find, sources_of, targets_of = (
     jax.jit(f, static_argnums=n) for f, n in ((first_true, 1), (select_sources, (1, 3)), (select_targets, (2, 3, 5)))
 )
+products = jax.jit(dots, static_argnums=(4, 5))
 top, large_of = jax.jit(top_slots, static_argnums=2), jax.jit(large_slots, static_argnums=1)
 
 # One shape an array, or every example would be compiled anew.
@@ -199,3 +201,16 @@ def test_nothing_active_is_an_empty_valid_result() -> None:
     assert len(edges["prompt"]) == 0
     assert len(targets["prompt"]) > 0
     assert not targets["edges"].any()
+
+
+@given(seed=st.integers(0, 2**31), n=st.sampled_from([1, 9, 40]))
+def test_products_by_position_equal_products_target_by_target(seed: int, n: int) -> None:
+    """Whether the targets of a position share its rows or not, and however many there are."""
+    rng = np.random.default_rng(seed)
+    acts = jnp.asarray(rng.standard_normal((12, 30)) - 0.5, jnp.float32)
+    sources = sources_of(acts, 0.0, jnp.ones(12, bool), 400)
+    table = jnp.asarray(rng.standard_normal((30, 7)), jnp.float32)
+    pos = jnp.asarray(np.sort(rng.integers(0, 12, n)), jnp.int32)
+    vectors = jnp.asarray(rng.standard_normal((n, 2, 7)), jnp.float32)
+    shared, apart = (products(vectors, table, pos, sources, 30, at_once) for at_once in (1, 5))
+    np.testing.assert_allclose(shared, apart, atol=1e-5)
