@@ -191,7 +191,7 @@ def _shape(
     targets = max(1, counts.targets * margin * length)
     most = 64 if task.way == "reference" else 256
     # Chunks of one size that fill the room: by powers of two where it is small, else in equal parts.
-    chunk = bucket(int(targets)) if targets <= 64 else _round_up(targets / -(-targets // most), 16)
+    chunk = bucket(int(targets)) if targets <= 64 else _round_up(targets / -(-targets // most), 8)
     chunk = min(chunk, most)
     shape = Shape(
         batch=1,

@@ -39,8 +39,7 @@ class Targets(NamedTuple):
 def first_true(mask: Bool[Array, "n"], capacity: int) -> tuple[Int[Array, "_capacity"], Int[Array, ""]]:
     """Indices of the first `capacity` true entries, ascending, and how many true ones there are in all.
 
-    Past their number, entries are valid indices of no meaning. Bits are packed into words and counted: one pass over
-    the mask and no sort, for masks of millions of which hundreds are true.
+    Past their number, entries are valid indices of no meaning.
 
     >>> import jax.numpy as jnp
     >>> from jaxcircuits.attribution.selection import first_true
@@ -48,21 +47,34 @@ def first_true(mask: Bool[Array, "n"], capacity: int) -> tuple[Int[Array, "_capa
     >>> index.tolist(), int(count)
     ([1, 3], 3)
     """
-    n = len(mask)
-    bits = jnp.pad(mask, (0, -n % 32)).reshape(-1, 32)
+    index, counts = first_true_of_rows(mask[None], capacity)
+    return index, counts[0]
+
+
+def first_true_of_rows(mask: Bool[Array, "row n"], capacity: int) -> tuple[Int[Array, "_capacity"], Int[Array, "row"]]:
+    """Indices `row * n + column` of the first `capacity` true entries, ascending, and how many a row has in all.
+
+    Bits are packed into words and counted: one pass over the mask and no sort, for masks of millions of which hundreds
+    are true.
+    """
+    rows, n = mask.shape
+    in_row = -(-n // 32)
+    bits = jnp.pad(mask, ((0, 0), (0, -n % 32))).reshape(-1, 32)
     words = (bits.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)).sum(1, dtype=jnp.uint32)
     words = lax.optimization_barrier(words)  # else XLA packs them again for each reader
-    before_next = jnp.cumsum(lax.population_count(words).astype(jnp.int32))
+    of_word = lax.population_count(words).astype(jnp.int32)
+    before_next = jnp.cumsum(of_word)
     rank = jnp.arange(capacity, dtype=jnp.int32)
     at_word = jnp.minimum(jnp.searchsorted(before_next, rank, side="right"), len(words) - 1)
     word = words[at_word]
-    rank_in_word = rank - (before_next[at_word] - lax.population_count(word).astype(jnp.int32))
+    rank_in_word = rank - (before_next[at_word] - of_word[at_word])
     bit = jnp.zeros_like(rank)
     for step in (16, 8, 4, 2, 1):
         lower = (jnp.uint32(1) << (bit + step).astype(jnp.uint32)) - 1
         below = lax.population_count(word & lower).astype(jnp.int32)
         bit = jnp.where(below <= rank_in_word, bit + step, bit)
-    return jnp.minimum(at_word * 32 + bit, n - 1).astype(jnp.int32), before_next[-1]
+    column = jnp.minimum(at_word % in_row * 32 + bit, n - 1)
+    return (at_word // in_row * n + column).astype(jnp.int32), of_word.reshape(rows, in_row).sum(1)
 
 
 def select_sources(
@@ -78,10 +90,9 @@ def select_sources(
         starts = d_sae * jnp.arange(pos + 1, dtype=jnp.int32)
         return Sources(jnp.arange(pos * d_sae, dtype=jnp.int32), acts.reshape(-1), starts, starts[-1])
     active = (acts > float(threshold)) & counted[:, None]
-    index, count = first_true(active.reshape(-1), capacity)
-    # Counted apart from what fits, for these counts are what room is made by.
-    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(active.sum(1, dtype=jnp.int32))])
-    return Sources(index, acts.reshape(-1)[index], starts, count)
+    index, counts = first_true_of_rows(active, capacity)
+    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts)])
+    return Sources(index, acts.reshape(-1)[index], starts, starts[-1])
 
 
 def select_targets(
@@ -95,8 +106,8 @@ def select_targets(
     """Targets whose quantity is strictly greater than the threshold, at the positions that count."""
     d_sae = acts.shape[1]
     on = ((acts if quantity == "activation" else pre_acts) > threshold) & counted[:, None]
-    index, count = first_true(on.reshape(-1), capacity)
-    return targets_at(pre_acts, acts, index // d_sae, index % d_sae, count)
+    index, counts = first_true_of_rows(on, capacity)
+    return targets_at(pre_acts, acts, index // d_sae, index % d_sae, counts.sum())
 
 
 def targets_at(
