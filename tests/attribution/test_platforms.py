@@ -12,6 +12,7 @@ from jax import export
 from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.attribution.program import attribute_chunk, forward_pass, same_position
 from tests.attribution.cases import bundle_of, prompts_of
+from tests.helpers import tiny_bundle, tiny_sae
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -22,6 +23,7 @@ CASES = {
     "frozen": {"derivative": "frozen", "positions": "all", "parts": "heads", "stages": True},
     "integrated": {"derivative": "integrated", "points": 3},
     "reference": {"method": "reference", "positions": "all"},
+    "TopK with normalised inputs": {"splice": "source"},
     "a layer between": {"source": "blocks.0.mlp.hook_post", "target": "blocks.2.mlp.hook_post"},
 }
 
@@ -29,6 +31,10 @@ CASES = {
 @pytest.mark.parametrize("case", list(CASES))
 def test_programs_lower_everywhere(case: str) -> None:
     bundle = bundle_of("three layers" if case == "a layer between" else "global then local")
+    if "TopK" in case:
+        kind = {"activation": "topk", "k": 6, "normalization": "layer_norm"}
+        saes = {name: tiny_sae(bundle.cfg, name, **kind) for name in bundle.saes}
+        bundle = tiny_bundle(bundle.cfg, saes=saes)
     engine = Engine(bundle, Settings(**CASES[case]))
     prompts = prompts_of(bundle, 12, 9)
     (shape,) = engine.make_plan(prompts).shapes
