@@ -5,7 +5,7 @@ not depend on that: tests compare every token with whole passes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def generate(
     cfg = bundle.cfg
     ids = bundle.tokenize(prompt) if isinstance(prompt, str) else np.asarray(prompt, np.int32)
     check_seed(seed)
-    if not len(ids) or not (0 <= ids).all() or not (ids < cfg.d_vocab).all():
+    if not len(ids) or (ids < 0).any() or (ids >= cfg.d_vocab).any():
         raise InputError(f"expected a prompt of token ids in 0..{cfg.d_vocab - 1}, at least one.")
     room = cfg.n_ctx + 1 - len(ids)
     if n < 1 or not 0 <= temperature < float("inf") or not 1 <= max_tokens <= room:
@@ -84,34 +84,32 @@ def generate(
     splice = frozenset(splice)
     chosen = {name: s for name, s in bundle.saes.items() if name in splice or any(c.sae == name for c in changes)}
     feature_edits(bundle.saes, splice=splice, changes=changes)  # what cannot be done is refused before anything runs
-    step = partial(
-        _step,
-        bundle.params,
-        cfg,
-        chosen,
-        tuple(changes),
-        temperature=jnp.float32(temperature or 1.0),
-        greedy=temperature == 0,
-        splice=splice,
-        splice_bos=splice_bos,
-    )
+    what = (bundle.params, cfg, chosen, tuple(changes))
+    how: dict[str, Any] = {"temperature": jnp.float32(temperature or 1.0), "greedy": temperature == 0}
+    how |= {"splice": splice, "splice_bos": splice_bos}
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(n))
     n_pos = min(cfg.n_ctx, -(-(len(ids) + max_tokens) // 64) * 64)
     a_row = 2 * cfg.n_layers * n_pos * cfg.n_heads * cfg.d_head * bundle.params.W_E.dtype.itemsize
     size = min(n, max(1, CACHE_BYTES // a_row))
+    # The prompt's pass is padded to few lengths: what lies behind its end is written over before any query sees it.
+    padded = np.full((1, min(n_pos, -(-len(ids) // 16) * 16)), ids[-1], np.int32)
+    padded[0, : len(ids)] = ids
     rows: list[np.ndarray] = []
     with progress(quiet) as bar, jax.default_matmul_precision("highest"):
         for first in range(0, n, size):
             label = f"rows {first + 1} to {min(first + size, n)}" if n > size else "generating"
             task = bar.add_task(label, total=max_tokens)
-            some = np.resize(np.arange(first, min(first + size, n)), size)  # one size, so that nothing is compiled twice
+            some = np.resize(
+                np.arange(first, min(first + size, n)), size
+            )  # one size, so that nothing is compiled twice
             found = np.zeros((size, len(ids) + max_tokens), np.int32)
             found[:, : len(ids)] = ids
             lengths = np.full(size, found.shape[1])
-            drawn, cache = _prefilled(step, cfg, ids, empty_cache(cfg, (1,), n_pos, bundle.params.W_E.dtype), keys[some])
+            cache = empty_cache(cfg, (1,), n_pos, bundle.params.W_E.dtype)
+            drawn, cache = _first_tokens(*what, padded, cache, keys[some], jnp.int32(len(ids) - 1), **how)
             for length in range(len(ids), found.shape[1]):
                 if length > len(ids):
-                    drawn, cache = step(drawn[:, None], cache, keys[some], jnp.int32(0))
+                    drawn, cache = _next_tokens(*what, drawn[:, None], cache, keys[some], jnp.int32(0), **how)
                 found[:, length] = np.asarray(drawn)
                 ended = (found[:, length] == cfg.bos_token_id) & (lengths == found.shape[1])
                 lengths[ended] = length + 1
@@ -123,15 +121,7 @@ def generate(
     return rows
 
 
-def _prefilled(step: partial, cfg: ModelConfig, ids: Int[np.ndarray, "pos"], cache: Cache, keys: Array):
-    """The prompt's pass, padded to few lengths: what lies behind its end is written over before any query sees it."""
-    padded = np.full((1, min(cfg.n_ctx, -(-len(ids) // 16) * 16, cache.k[0].shape[-3])), ids[-1], np.int32)
-    padded[0, : len(ids)] = ids
-    return step(jnp.asarray(padded), cache, keys, jnp.int32(len(ids) - 1))
-
-
-@partial(jax.jit, static_argnames=("cfg", "greedy", "splice", "splice_bos"), donate_argnames="cache")
-def _step(
+def _draw(
     params: ModelWeights,
     cfg: ModelConfig,
     saes: Mapping[str, SAE],
@@ -146,7 +136,7 @@ def _step(
     splice: frozenset[str],
     splice_bos: bool,
 ) -> tuple[Int[Array, "n"], Cache]:
-    """Draws the token behind index `last` of `tokens`; what follows that index is padding. One prompt serves all keys."""
+    """Draws the token behind index `last` of `tokens`, where padding may begin. One prompt serves all keys."""
     start = cache.length
     keep = None if splice_bos else bos_mask(cfg, tokens) & (start == 0)
     edits, _ = feature_edits(saes, splice=splice, changes=changes, keep=keep, start=start)
@@ -162,6 +152,11 @@ def _step(
     return jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, length), row / temperature))(
         keys, logits[:, 0]
     ).astype(jnp.int32), cache
+
+
+_STATIC = ("cfg", "greedy", "splice", "splice_bos")
+_first_tokens = jax.jit(_draw, static_argnames=_STATIC)
+_next_tokens = jax.jit(_draw, static_argnames=_STATIC, donate_argnames="cache")
 
 
 def sample_tokens(

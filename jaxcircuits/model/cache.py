@@ -18,10 +18,10 @@ from jaxcircuits.types import ModelWeights
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer, and how many positions are filled."""
+    """Keys and values of every layer, heads first as products want them, and how many positions are filled."""
 
-    k: tuple[Float[Array, "*batch k_pos head d_head"], ...]
-    v: tuple[Float[Array, "*batch k_pos head d_head"], ...]
+    k: tuple[Float[Array, "*batch head k_pos d_head"], ...]
+    v: tuple[Float[Array, "*batch head k_pos d_head"], ...]
     length: Int[Array, ""]
 
 
@@ -33,7 +33,7 @@ def empty_cache(cfg: ModelConfig, batch: tuple[int, ...], n_pos: int, dtype=jnp.
     """
     if n_pos > cfg.n_ctx:
         raise InputError(f"the model's context holds {cfg.n_ctx} tokens, got {n_pos}; ask for fewer.")
-    shape = (*batch, n_pos, cfg.n_heads, cfg.d_head)
+    shape = (*batch, cfg.n_heads, n_pos, cfg.d_head)
     zeros = tuple(jnp.zeros(shape, dtype) for _ in range(cfg.n_layers))
     return Cache(zeros, tuple(jnp.zeros(shape, dtype) for _ in range(cfg.n_layers)), jnp.int32(0))
 
@@ -77,7 +77,7 @@ def forward_cached(
     """
     hook = _CachedHooks(cfg, taps, edits, cache)
     q_pos = cache.length + jnp.arange(tokens.shape[-1])
-    k_pos = jnp.arange(cache.k[0].shape[-3])
+    k_pos = jnp.arange(cache.k[0].shape[-2])
     logits = run_blocks(params, cfg, tokens, hook, q_pos, k_pos, logits_at)
     return logits, hook.acts, Cache(tuple(hook.k), tuple(hook.v), cache.length + tokens.shape[-1])
 
@@ -100,7 +100,7 @@ class _CachedHooks(Hooks):
         for kept, kind in ((self.k, ".attn.hook_k"), (self.v, ".attn.hook_v")):
             if name.endswith(kind):
                 layer = int(name.split(".")[1])
-                axis = value.ndim - 3
-                kept[layer] = jax.lax.dynamic_update_slice_in_dim(kept[layer], value, self._start, axis)
-                return kept[layer]
+                new = jnp.swapaxes(value, -2, -3)
+                kept[layer] = jax.lax.dynamic_update_slice_in_dim(kept[layer], new, self._start, new.ndim - 2)
+                return jnp.swapaxes(kept[layer], -2, -3)
         return value
