@@ -8,7 +8,7 @@ from jaxcircuits.bundle import Bundle, load_bundle, load_sae, save_bundle
 from jaxcircuits.config import ModelConfig, SAEConfig
 from jaxcircuits.corpus import read_corpus
 from jaxcircuits.errors import InputError
-from jaxcircuits.evaluation import BOS, CorpusFile, Evaluation, evaluate
+from jaxcircuits.evaluation import BOS, CorpusFile, Evaluation, describe_features, evaluate, token_losses
 from jaxcircuits.generation import generate
 from jaxcircuits.interventions import Change, ablate, intervene, scale, set_feature, splice_edits, steer
 from jaxcircuits.model import forward, hook_names, process_weights
@@ -32,6 +32,7 @@ __all__ = [
     "ablate",
     "attribute",
     "decode",
+    "describe_features",
     "encode",
     "evaluate",
     "forward",
@@ -51,4 +52,5 @@ __all__ = [
     "set_feature",
     "splice_edits",
     "steer",
+    "token_losses",
 ]

@@ -17,8 +17,8 @@ from jaxcircuits.sae import SAE
 
 BLOCK = 4096
 """Texts in memory at a time."""
-LARGEST = 2**25
-"""Numbers an array of a batch may have: logits, or feature activations."""
+LARGEST = 2**22
+"""Numbers an array of a batch may have, logits or feature activations: larger ones fall out of a core's cache."""
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,9 @@ def evaluate(
 
         - `l0`, `l1`: features active a token, and their sum; `dead`, `dense`: features never active on this text, or
           active at over a tenth of its tokens; `log10_density`: a histogram of densities, without the dead
-        - `mse`: squared error a token, summed over the value's numbers; `variance_explained`: 1 - squared error / squared
-          distance from the mean; `cosine`; `norm_in`, `norm_out`, `norm_ratio`, `reconstruction_bias`: E|out|² / E(x · out)
+        - `mse`: squared error a token, summed over the value's numbers; `variance_explained`: 1 - squared error /
+          squared distance from the mean; `cosine`; `norm_in`, `norm_out`, `norm_ratio`; `reconstruction_bias`:
+          E|out|² / E(x · out)
         - `ce_spliced`, `ce_zero_ablated`, `ce_mean_ablated`: nats a token with the hook it writes replaced; `delta_ce`:
           spliced - clean; `recovery_zero`, `recovery_mean`: (ablated - spliced) / (ablated - clean)
         - `kl_…`: KL(clean ‖ replaced) a position; `kl_recovery_zero`: 1 - spliced / zero-ablated

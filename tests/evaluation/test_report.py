@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxcircuits.training.evaluate import evaluate_lm, evaluate_saes, top_examples
 
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.config import SAEConfig
@@ -12,7 +13,6 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward
 from jaxcircuits.sae import SAE, encode
 from jaxcircuits.training.activations import bundle_rows
-from jaxcircuits.training.evaluate import evaluate_lm, evaluate_saes, top_examples
 from jaxcircuits.types import SAEWeights
 from tests.helpers import tiny_sae
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxcircuits.training.sample import sample_stories, sample_tokens
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward
-from jaxcircuits.training.sample import sample_stories, sample_tokens
 
 
 def test_rows_begin_with_bos_and_stop_at_the_end_of_text(bundle):
