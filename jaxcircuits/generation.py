@@ -79,8 +79,9 @@ def generate(
             f"tokens, got {n}, {temperature}, {max_tokens}."
         )
     for change in changes:
-        if np.ndim(change.value) or (change.positions is not None and (np.asarray(change.positions) < 0).any()):
-            raise InputError("a change of generated text needs one value, and positions counted from the start.")
+        positions = np.asarray(() if change.positions is None else change.positions)
+        if np.ndim(change.value) or (positions < 0).any() or (positions >= cfg.n_ctx).any():
+            raise InputError(f"a change of generated text needs one value, and positions in 0..{cfg.n_ctx - 1}.")
     splice = frozenset(splice)
     chosen = {name: s for name, s in bundle.saes.items() if name in splice or any(c.sae == name for c in changes)}
     feature_edits(bundle.saes, splice=splice, changes=changes)  # what cannot be done is refused before anything runs
@@ -144,8 +145,8 @@ def _draw(
     assert logits is not None
     length = start + last + 1
     if len(tokens) < len(keys):
-        repeated = jax.tree.map(lambda kept: jnp.repeat(kept, len(keys), 0), (cache.k, cache.v))
-        logits, cache = jnp.repeat(logits, len(keys), 0), Cache(*repeated, length)
+        k, v = jax.tree.map(lambda kept: jnp.repeat(kept, len(keys), 0), (cache.k, cache.v))
+        logits, cache = jnp.repeat(logits, len(keys), 0), Cache(k, v, length)
     cache = cache._replace(length=length)
     if greedy:
         return logits[:, 0].argmax(-1).astype(jnp.int32), cache

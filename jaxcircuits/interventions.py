@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import einsum
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcircuits.config import ModelConfig
@@ -303,7 +304,7 @@ def _written(sae: SAE, features: Float[Array, "... d_sae"], x: Float[Array, "...
 
 def _concrete(array: Any) -> np.ndarray | None:
     """An array's numbers, or `None` while a program is traced, which has none yet."""
-    return None if isinstance(array, jax.core.Tracer) else np.asarray(array)
+    return None if isinstance(array, Tracer) else np.asarray(array)
 
 
 def _check_change(change: Change, sae: SAE) -> None:

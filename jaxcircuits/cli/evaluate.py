@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
         commands,
         "evaluate",
         run,
-        "Measure SAEs on text: sparsity, reconstruction, the loss when spliced in, geometry; or a text's loss by token.",
+        "Measure SAEs on text: sparsity, reconstruction, the loss when spliced in, geometry; or the loss by token.",
         """
 jaxcircuits evaluate                      # the shipped weights on their own stories
 jaxcircuits evaluate --corpus valid.jsonl --out runs/evaluation

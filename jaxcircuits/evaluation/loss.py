@@ -55,7 +55,9 @@ def batch_losses(
 def _original(
     params: ModelWeights, cfg: ModelConfig, tokens: Int[Array, "batch pos"], targets: Int[Array, "batch pos"]
 ) -> tuple[Float[Array, "batch pos d_vocab"], Float[Array, "batch pos"]]:
-    log_probs = jax.nn.log_softmax(forward(params, cfg, tokens)[0])
+    logits, _ = forward(params, cfg, tokens)
+    assert logits is not None
+    log_probs = jax.nn.log_softmax(logits)
     return log_probs, _nll(log_probs, targets)
 
 
@@ -71,7 +73,9 @@ def _variant(
     original: Float[Array, "batch pos d_vocab"],
 ) -> tuple[Float[Array, "batch pos"], Float[Array, "batch pos"]]:
     edits = splice_edits(saes.values(), keep) | {hook: _hold(hook, vector) for hook, vector in held.items()}
-    log_probs = jax.nn.log_softmax(forward(params, cfg, tokens, edits=edits)[0])
+    logits, _ = forward(params, cfg, tokens, edits=edits)
+    assert logits is not None
+    log_probs = jax.nn.log_softmax(logits)
     return _nll(log_probs, targets), (jnp.exp(original) * (original - log_probs)).sum(-1)
 
 

@@ -1,6 +1,6 @@
 """Figures: arrays in, matplotlib axes out. One style, colours that colour-blind eyes tell apart."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,16 +157,17 @@ def densities(
     """How many features are active at which share of tokens: one outline a name, from edges of log10 and counts."""
     for colour, (name, (edges, counts)) in zip(_cycled(len(histograms)), histograms.items(), strict=True):
         ax.stairs(counts, edges, color=colour, lw=1.6, label=name)
-    low = [edges[np.flatnonzero(counts)[0]] for edges, counts in histograms.values() if np.any(counts)]
+    low = [float(edges[np.flatnonzero(counts)[0]]) for edges, counts in histograms.values() if np.any(counts)]
     ax.set(xlabel="share of tokens at which a feature is active", ylabel="features", title=title)
     ax.set_xlim(min(low, default=-1.0) - 0.25, 0)
     ax.xaxis.set_major_formatter(lambda x, _: f"$10^{{{x:g}}}$")
     ax.xaxis.set_major_locator(_whole_numbers())
+    ax.set_ylim(0, ax.get_ylim()[1] * (1 + 0.08 * len(histograms)))  # room for the legend
     ax.legend(loc="upper left", fontsize=8)
     return ax
 
 
-def bars(ax: "Axes", names: Sequence[str], groups: dict[str, Sequence[float]], *, xlabel: str, title: str) -> "Axes":
+def bars(ax: "Axes", names: Sequence[str], groups: Mapping[str, Sequence[float]], *, xlabel: str, title: str) -> "Axes":
     """Horizontal bars with their numbers: a group of them a name, one a key."""
     height = 0.8 / len(groups)
     for number, (colour, (label, values)) in enumerate(zip(_cycled(len(groups)), groups.items(), strict=True)):
