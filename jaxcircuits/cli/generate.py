@@ -47,7 +47,7 @@ jaxcircuits generate --prompt "She found" --ablate blocks.0.mlp.hook_post:2862@1
             help=f"{meaning}, everywhere or at positions such as 3,5 or 4-8 or 6- (BOS is 0)",
         )
     sub.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest (default)")
-    sub.add_argument("--max-tokens", type=count, default=60, metavar="N", help="most tokens to add (default 60)")
+    sub.add_argument("--max-tokens", type=count, metavar="N", help="most tokens to add (default 60, if they fit)")
     sub.add_argument("--n", type=count, default=1, metavar="N", help="texts (default 1)")
     sub.add_argument("--json", action="store_true", help="print JSON in place of text")
     common_options(sub, out=False, seed=True)
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
         bundle,
         prompt,
         n=args.n,
-        max_tokens=args.max_tokens,
+        max_tokens=min(60, bundle.cfg.n_ctx + 1 - len(prompt)) if args.max_tokens is None else args.max_tokens,
         temperature=args.temperature,
         seed=args.seed,
         splice=_spliced(args.splice, bundle.saes),

@@ -155,7 +155,7 @@ def describe_features(
                 best = acts[..., column].argmax(1)
                 for row in range(len(acts)):
                     window = slice(max(0, best[row] - context), min(lengths[row], best[row] + context + 1))
-                    found = (batch.tokens[row, window], acts[row, window, column], best[row] - window.start)
+                    found = (batch.tokens[row, window], acts[row, window, column], int(best[row] - window.start))
                     strongest[column].offer(float(acts[row, best[row], column]), found)
             bar.update(task, advance=1)
     if not count:
@@ -191,7 +191,7 @@ def _acts(
 
 
 def _example(bundle: Bundle, tokens: Int[np.ndarray, "n"], acts: Float[np.ndarray, "n"], at: int) -> Example:
-    return Example(float(acts[at]), int(at), bundle.token_strings(tokens), [float(a) for a in acts])
+    return Example(float(acts[at]), at, bundle.token_strings(tokens), [float(a) for a in acts])
 
 
 def _logits(bundle: Bundle, sae: SAE, feature: int, n: int) -> dict[str, Any]:
