@@ -187,9 +187,9 @@ def token_lines(
     ax: "Axes", tokens: Sequence[str], lines: dict[str, Float[np.ndarray, "_n"]], *, ylabel: str, title: str
 ) -> "Axes":
     """One value a token and line, tokens written below; the first line, with which others are compared, is dotted."""
-    for colour, (name, values) in zip(["#000000", *_cycled(len(lines) - 1)], lines.items(), strict=True):
-        style: Any = {"lw": 2.2, "zorder": 3, "ls": ":"} if colour == "#000000" else {"lw": 1.3}
-        ax.plot(np.arange(len(tokens)), values, color=colour, marker="o", ms=2.5, label=name, **style)
+    for number, (colour, name) in enumerate(zip(["#000000", *_cycled(len(lines) - 1)], lines, strict=True)):
+        style: Any = {"lw": 1.3} if number else {"lw": 2.2, "zorder": 3, "ls": ":"}
+        ax.plot(np.arange(len(tokens)), lines[name], color=colour, marker="o", ms=2.5, label=name, **style)
     ax.set(ylabel=ylabel, title=title, ylim=(0, None))
     ax.set_xticks(np.arange(len(tokens)), [token.replace("\n", "⏎") for token in tokens], parse_math=False)
     ax.tick_params(axis="x", rotation=90, labelsize=8, length=0)
