@@ -8,25 +8,37 @@ from jaxcircuits.bundle import Bundle, load_bundle, load_sae, save_bundle
 from jaxcircuits.config import ModelConfig, SAEConfig
 from jaxcircuits.corpus import read_corpus
 from jaxcircuits.errors import InputError
+from jaxcircuits.evaluation import BOS, CorpusFile, Evaluation, describe_features, evaluate, token_losses
+from jaxcircuits.generation import generate
+from jaxcircuits.interventions import Change, ablate, intervene, scale, set_feature, splice_edits, steer
 from jaxcircuits.model import forward, hook_names, process_weights
 from jaxcircuits.sae import SAE, decode, encode, pre_activations, reconstruct, sae_error
 
 __version__ = version("jaxcircuits")
 
 __all__ = [
+    "BOS",
     "SAE",
     "Bundle",
+    "Change",
+    "CorpusFile",
+    "Evaluation",
     "InputError",
     "ModelConfig",
     "Result",
     "Run",
     "SAEConfig",
     "Settings",
+    "ablate",
     "attribute",
     "decode",
+    "describe_features",
     "encode",
+    "evaluate",
     "forward",
+    "generate",
     "hook_names",
+    "intervene",
     "load_bundle",
     "load_run",
     "load_sae",
@@ -36,4 +48,9 @@ __all__ = [
     "reconstruct",
     "sae_error",
     "save_bundle",
+    "scale",
+    "set_feature",
+    "splice_edits",
+    "steer",
+    "token_losses",
 ]

@@ -13,7 +13,9 @@ from typing import Any
 from jaxcircuits.errors import InputError
 
 RUN, STUDY, BUNDLE = "run.json", "study.json", "manifest.json"
+EVALUATION, LOSSES, FEATURES = "evaluate.json", "losses.json", "features.json"
 OUTPUTS = {RUN: "a run", STUDY: "a study", BUNDLE: "a bundle"}
+OUTPUTS |= {EVALUATION: "an evaluation", LOSSES: "losses by token", FEATURES: "features"}
 """Kinds of output directories, by the file that each holds."""
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxcircuits import load_bundle, read_corpus
-from jaxcircuits.training.activations import bundle_rows
-from jaxcircuits.training.evaluate import rates
+from jaxcircuits.evaluation.lm import rates
+from jaxcircuits.rows import bundle_rows
 
 
 class KneserNey:

@@ -13,10 +13,10 @@ from ngram_baseline import evaluate_ngram
 
 from jaxcircuits import load_bundle, read_corpus, save_bundle
 from jaxcircuits.corpus import END_OF_TEXT
+from jaxcircuits.evaluation import evaluate, evaluate_lm
 from jaxcircuits.files import write_bytes, write_json
-from jaxcircuits.training.evaluate import evaluate_lm, evaluate_saes
+from jaxcircuits.generation import sample_stories
 from jaxcircuits.training.runs import run_lm, run_sae
-from jaxcircuits.training.sample import sample_stories
 from jaxcircuits.training.settings import LMTraining, SAETraining
 
 COMMANDS = (
@@ -91,7 +91,7 @@ def write_evaluation(out: Path, corpus: str, valid: str) -> None:
         "lm": evaluate_lm(bundle, texts),
         "lm_first_texts": evaluate_lm(bundle, texts[:FIRST]),
         "ngram_kneser_ney": [evaluate_ngram(bundle, train, texts, order) for order in (3, 4, 5)],
-        **evaluate_saes(bundle, texts),
+        **evaluate(bundle, texts, quiet=False).report,
         "stories": {"n": STORIES, "seed": SEED, "temperature": TEMPERATURE, "max_tokens": MAX_TOKENS},
     }
     write_json(out / "evaluation.json", report)

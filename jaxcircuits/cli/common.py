@@ -2,8 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from jaxcircuits.bundle import Bundle
+    from jaxcircuits.evaluation import BOS
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -50,6 +54,51 @@ def end_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--bundle", type=named, metavar="DIR", help="a bundle (default: the weights that ship)")
     sub.add_argument("--source-sae", metavar="NAME", help="source SAE (default: the earliest)")
     sub.add_argument("--target-sae", metavar="NAME", help="target SAE (default: the latest)")
+
+
+def text_options(sub: argparse.ArgumentParser, *, ids: bool = True) -> None:
+    """Bundle, and the text that is read: some given, or a corpus; by default the shipped stories."""
+    sub.add_argument("--bundle", type=named, metavar="DIR", help="a bundle (default: the weights that ship)")
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument("--corpus", metavar="FILE", help=".txt, .jsonl or .parquet (default: the shipped stories)")
+    what.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help="one or more texts; BOS is added")
+    if ids:
+        what.add_argument("--prompt-ids", metavar="FILE", help="JSON list of token ids, or list of lists, as they are")
+
+
+def bos_option(sub: argparse.ArgumentParser) -> None:
+    """Where BOS counts."""
+    sub.add_argument(
+        "--bos",
+        choices=("in", "out"),
+        help="count BOS everywhere or nowhere, splicing included (default: in losses and splicing, not in statistics)",
+    )
+
+
+def read_bos(word: str | None) -> "BOS":
+    """What `bos_option` asks for."""
+    from jaxcircuits.evaluation import BOS
+
+    return BOS() if word is None else BOS(*([word == "in"] * 3))
+
+
+def read_source(bundle: "Bundle", args: argparse.Namespace) -> "tuple[Iterable[str] | None, list | None]":
+    """The texts or token ids that `text_options` name: one of them, the other is `None`.
+
+    Raises:
+        InputError: They cannot be read.
+    """
+    from jaxcircuits.bulk.runner import read_prompts
+    from jaxcircuits.bundle import shipped_bundle
+    from jaxcircuits.evaluation import CorpusFile
+
+    if getattr(args, "prompt_ids", None):
+        return None, list(read_prompts(bundle, ids_file=args.prompt_ids).ids)
+    if args.prompt:
+        for text in args.prompt:
+            bundle.tokenize(text)  # an empty one is refused
+        return list(args.prompt), None
+    return CorpusFile(args.corpus or shipped_bundle() / "stories.txt"), None
 
 
 def count(text: str) -> int:

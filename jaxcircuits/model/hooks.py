@@ -97,6 +97,14 @@ def hook_width(cfg: ModelConfig, name: str) -> int:
     return _WIDTHS[kind](cfg)
 
 
+_PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z")
+
+
+def side_by_side(name: str, value: Float[Array, "..."]) -> Float[Array, "... width"]:
+    """A hook's value as one vector a position: heads side by side."""
+    return value.reshape(*value.shape[:-2], -1) if name.endswith(_PER_HEAD) else value
+
+
 class Hooks:
     """The taps and edits of one forward pass. Lives during tracing only; the pass stays a pure function."""
 

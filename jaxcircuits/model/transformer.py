@@ -57,34 +57,59 @@ def forward(
     if pos > cfg.n_ctx:
         raise InputError(f"the model's context holds {cfg.n_ctx} tokens, got {pos}; shorten the prompt.")
     hook = Hooks(cfg, taps, edits)
+    at = jnp.arange(pos)
+    return run_blocks(params, cfg, tokens, hook, at, at, logits_at), hook.acts
+
+
+def run_blocks(
+    params: ModelWeights,
+    cfg: ModelConfig,
+    tokens: Int[Array, "*batch pos"],
+    hook: Hooks,
+    q_pos: Int[Array, "pos"],
+    k_pos: Int[Array, "k_pos"],
+    logits_at: slice | Int[Array, "n"] | None,
+) -> Float[Array, "*batch n d_vocab"] | None:
+    """Embedding, blocks and unembedding.
+
+    Args:
+        params: The weights.
+        cfg: The architecture.
+        tokens: Token ids.
+        hook: What every named value passes through.
+        q_pos: The tokens' positions.
+        k_pos: The positions of the keys that leave `attn.hook_k`: the same, or those of a cache.
+        logits_at: Indices of the tokens whose logits are computed, or `None`.
+    """
     embed = hook("hook_embed", params.W_E[tokens])
-    pos_embed = hook("hook_pos_embed", jnp.broadcast_to(params.W_pos[:pos], embed.shape))
+    pos_embed = hook("hook_pos_embed", jnp.broadcast_to(params.W_pos[q_pos], embed.shape))
     resid = embed + pos_embed
     for layer, block in enumerate(params.blocks):
         if logits_at is None and hook.satisfied:
-            return None, hook.acts
+            return None
         name = f"blocks.{layer}"
         resid = hook(f"{name}.hook_resid_pre", resid)
         normed = layer_norm(resid, block.ln1, cfg.eps, hook, f"{name}.ln1")
-        mask = causal_mask(pos, cfg.window if cfg.attention[layer] == "local" else None)
+        mask = causal_mask(q_pos, k_pos, cfg.window if cfg.attention[layer] == "local" else None)
         attn_out = attention(normed, block.attn, mask, cfg.attention_scale, hook, f"{name}.attn")
         resid = hook(f"{name}.hook_resid_mid", resid + hook(f"{name}.hook_attn_out", attn_out))
         normed = layer_norm(resid, block.ln2, cfg.eps, hook, f"{name}.ln2")
         mlp_out = mlp(normed, block.mlp, hook, f"{name}.mlp")
         resid = hook(f"{name}.hook_resid_post", resid + hook(f"{name}.hook_mlp_out", mlp_out))
     if logits_at is None and hook.satisfied:
-        return None, hook.acts
+        return None
     final = layer_norm(resid, params.ln_final, cfg.eps, hook, "ln_final")
     if logits_at is None:
-        return None, hook.acts
+        return None
     logits = einsum(final[..., logits_at, :], params.W_U, "... n d_model, d_model d_vocab -> ... n d_vocab")
-    return logits + params.b_U, hook.acts
+    return logits + params.b_U
 
 
-def causal_mask(pos: int, window: int | None) -> Bool[Array, "q_pos k_pos"]:
+def causal_mask(
+    q_pos: Int[Array, "q_pos"], k_pos: Int[Array, "k_pos"], window: int | None
+) -> Bool[Array, "q_pos k_pos"]:
     """Which keys a query sees: none later than itself and, with a window, its last `window` keys, itself included."""
-    q_pos = jnp.arange(pos)[:, None]
-    k_pos = jnp.arange(pos)[None, :]
+    q_pos, k_pos = q_pos[:, None], k_pos[None, :]
     seen = k_pos <= q_pos
     return seen if window is None else seen & (k_pos > q_pos - window)
 

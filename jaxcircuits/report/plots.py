@@ -1,6 +1,6 @@
 """Figures: arrays in, matplotlib axes out. One style, colours that colour-blind eyes tell apart."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"  # Okabe and Ito
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")
 LEAST_OF_A_MEDIAN = 10
 LABEL = 0.15  # inches that a label of one line takes
 STYLE: Any = {
@@ -148,3 +149,60 @@ def pair_map(
     bar = ax.figure.colorbar(image, ax=ax, extend=saturated, shrink=0.8)
     bar.set_label("derivative (grey: the source comes later)")
     return ax
+
+
+def densities(
+    ax: "Axes", histograms: dict[str, tuple[Float[np.ndarray, "_n"], Int[np.ndarray, "_row"]]], *, title: str
+) -> "Axes":
+    """How many features are active at which share of tokens: one outline a name, from edges of log10 and counts."""
+    for colour, (name, (edges, counts)) in zip(_cycled(len(histograms)), histograms.items(), strict=True):
+        ax.stairs(counts, edges, color=colour, lw=1.6, label=name)
+    low = [float(edges[np.flatnonzero(counts)[0]]) for edges, counts in histograms.values() if np.any(counts)]
+    ax.set(xlabel="share of tokens at which a feature is active", ylabel="features", title=title)
+    ax.set_xlim(min(low, default=-1.0) - 0.25, 0)
+    ax.xaxis.set_major_formatter(lambda x, _: f"$10^{{{x:g}}}$")
+    ax.xaxis.set_major_locator(_whole_numbers())
+    ax.set_ylim(0, ax.get_ylim()[1] * (1 + 0.08 * len(histograms)))  # room for the legend
+    ax.legend(loc="upper left", fontsize=8)
+    return ax
+
+
+def bars(ax: "Axes", names: Sequence[str], groups: Mapping[str, Sequence[float]], *, xlabel: str, title: str) -> "Axes":
+    """Horizontal bars with their numbers: a group of them a name, one a key."""
+    height = 0.8 / len(groups)
+    for number, (colour, (label, values)) in enumerate(zip(_cycled(len(groups)), groups.items(), strict=True)):
+        at = np.arange(len(names)) + (number - (len(groups) - 1) / 2) * height
+        drawn_bars = ax.barh(at, values, height=0.9 * height, color=colour, label=label)
+        ax.bar_label(drawn_bars, fmt="%.3f", padding=3, fontsize=8)
+    ax.set(xlabel=xlabel, title=title)
+    ax.set_yticks(np.arange(len(names)), names)
+    ax.invert_yaxis()
+    ax.margins(x=0.14)
+    ax.axvline(0, color=GREY, lw=0.7)
+    ax.legend(fontsize=8)
+    return ax
+
+
+def token_lines(
+    ax: "Axes", tokens: Sequence[str], lines: dict[str, Float[np.ndarray, "_n"]], *, ylabel: str, title: str
+) -> "Axes":
+    """One value a token and line, tokens written below; the first line, with which others are compared, is dotted."""
+    for number, (colour, name) in enumerate(zip(["#000000", *_cycled(len(lines) - 1)], lines, strict=True)):
+        style: Any = {"lw": 1.3} if number else {"lw": 2.2, "zorder": 3, "ls": ":"}
+        ax.plot(np.arange(len(tokens)), lines[name], color=colour, marker="o", ms=2.5, label=name, **style)
+    ax.set(ylabel=ylabel, title=title, ylim=(0, None))
+    ax.set_xticks(np.arange(len(tokens)), [token.replace("\n", "⏎") for token in tokens], parse_math=False)
+    ax.tick_params(axis="x", rotation=90, labelsize=8, length=0)
+    ax.margins(x=0.01)
+    ax.legend(fontsize=8)
+    return ax
+
+
+def _cycled(n: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(n)]
+
+
+def _whole_numbers() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True)

@@ -14,14 +14,17 @@ from jaxcircuits.attribution.edges import Columns
 from jaxcircuits.bundle import Bundle
 
 
+def console() -> Console:
+    """Standard output; where that is a file or a pipe, wide enough that nothing is cut."""
+    here = Console()
+    return here if here.is_terminal else Console(width=160)
+
+
 def print_tables(*tables: Table) -> None:
-    """Prints tables to standard output; where that is a file or a pipe, wide enough that nothing is cut."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    """Prints tables to standard output."""
     for table in tables:
         table.box = box.SIMPLE_HEAD
-        console.print(table)
+        console().print(table)
 
 
 def edge_table(bundle: Bundle, prompts: Sequence[np.ndarray], edges: Columns) -> Table:
@@ -39,7 +42,7 @@ def edge_table(bundle: Bundle, prompts: Sequence[np.ndarray], edges: Columns) ->
     def token(row: int, pos: int) -> str:
         strings = bundle.token_strings(prompts[row][max(0, pos - 2) : pos + 1])
         before, here = "".join(strings[:-1]), strings[-1]
-        return f"{pos} [dim]{escape(_one_line(before))}[/dim][bold]{escape(_one_line(here))}[/bold]"
+        return f"{pos} [dim]{escape(one_line(before))}[/dim][bold]{escape(one_line(here))}[/bold]"
 
     for i in range(len(edges["prompt"])):
         row = int(edges["prompt"][i])
@@ -62,7 +65,8 @@ def _one_value(value: Any) -> str:
     return "\n".join(f"{k}: {_one_value(v)}" for k, v in value.items())
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A text with its line breaks as signs."""
     return text.replace("\n", "⏎")
 
 

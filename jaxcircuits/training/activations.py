@@ -1,6 +1,6 @@
 """What a model's hook points hold on many stories: padded batches, and a shuffled buffer that a step number fixes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -9,54 +9,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.config import ModelConfig
-from jaxcircuits.corpus import END_OF_TEXT
-from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward
-from jaxcircuits.training.lm import Batches, padded_lengths, rows_of
+from jaxcircuits.rows import Row, padded_batches
+from jaxcircuits.training.lm import Batches
 from jaxcircuits.training.settings import LMTraining, SAETraining
 from jaxcircuits.types import ModelWeights
-
-FORWARD_TOKENS = 8192
-"""Tokens a forward pass, padding included: large enough for the cores, small enough for the logits."""
-
-Row = Int[np.ndarray, "_row"]
-
-
-def bundle_rows(bundle: Bundle, texts: Sequence[str]) -> list[Row]:
-    """The rows of texts for a bundle's model, as `rows_of` makes them.
-
-    Raises:
-        InputError: The bundle has no tokenizer, or its BOS is not `<|endoftext|>`.
-    """
-    if bundle.tokenizer is None:
-        raise InputError("this bundle has no tokenizer, so it cannot read text; convert it with its tokenizer.")
-    bos = bundle.tokenizer.token_to_id(END_OF_TEXT)
-    if bos is None or bos != bundle.cfg.bos_token_id:
-        raise InputError(
-            f"expected a model whose BOS token is {END_OF_TEXT} (id {bos}), got id {bundle.cfg.bos_token_id}; "
-            "convert it with the tokenizer it was trained with."
-        )
-    return rows_of(texts, bundle.tokenizer, bundle.cfg.n_ctx)
-
-
-def padded_batches(
-    rows: Sequence[Row], n_ctx: int, batch_tokens: int = FORWARD_TOKENS
-) -> Iterator[tuple[Int[np.ndarray, "_n"], Int[np.ndarray, "_batch _row"]]]:
-    """Rows of like length (`padded_lengths`) together, each exactly once; one batch size a length.
-
-    Yields:
-        Which rows a batch holds, and the batch: -1 where a row has ended, and in rows that only fill it up.
-    """
-    padded = padded_lengths(rows, n_ctx)
-    for length in np.unique(padded):
-        members = np.flatnonzero(padded == length)
-        size = max(1, batch_tokens // int(length))
-        for i in range(0, len(members), size):
-            chosen = members[i : i + size]
-            batch = np.full((size, int(length) + 1), -1, np.int32)
-            for j, member in enumerate(chosen):
-                batch[j, : len(rows[member])] = rows[member]
-            yield chosen, batch
 
 
 @partial(jax.jit, static_argnames=("cfg", "hook_name"))

@@ -18,6 +18,7 @@ from jaxcircuits.config import ModelConfig
 from jaxcircuits.corpus import END_OF_TEXT
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import Edits, forward
+from jaxcircuits.rows import padded_lengths, rows_of
 from jaxcircuits.training.loop import Metrics, train
 from jaxcircuits.training.settings import LMTraining
 from jaxcircuits.types import AttentionWeights, BlockWeights, MLPWeights, ModelWeights, NormWeights
@@ -43,28 +44,8 @@ def train_tokenizer(texts: Iterable[str], d_vocab: int) -> Tokenizer:
     return tokenizer
 
 
-def rows_of(texts: Iterable[str], tokenizer: Tokenizer, n_ctx: int) -> list[Int[np.ndarray, "_row"]]:
-    """One row a text: BOS, its tokens, end of text. A longer one goes on in further rows, each begun with BOS.
-
-    A row has up to `n_ctx + 1` tokens: inputs and, moved by one, what they shall predict.
-    """
-    bos = tokenizer.token_to_id(END_OF_TEXT)
-    rows = []
-    for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
-        ids = [*encoding.ids, bos]
-        rows += [np.array([bos, *ids[i : i + n_ctx]], np.int32) for i in range(0, len(ids), n_ctx)]
-    return rows
-
-
 _Plan = list[tuple[int, Int[np.ndarray, "_n"]]]
 """Padded length and rows of each batch."""
-
-
-def padded_lengths(rows: Sequence[Int[np.ndarray, "_row"]], n_ctx: int) -> Int[np.ndarray, "n"]:
-    """Each row's count of inputs, padded up to a multiple of an eighth of the context: few shapes are compiled."""
-    step = max(8, n_ctx // 8)
-    inputs = np.array([len(row) - 1 for row in rows])
-    return np.minimum(-(-inputs // step) * step, n_ctx)
 
 
 class Batches:

@@ -23,8 +23,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.config import ModelConfig, SAEConfig
 from jaxcircuits.model import forward, hook_width
+from jaxcircuits.rows import bundle_rows
 from jaxcircuits.sae import SAE
-from jaxcircuits.training.activations import ActivationBuffer, StoryBatches, bundle_rows
+from jaxcircuits.training.activations import ActivationBuffer, StoryBatches
 from jaxcircuits.training.loop import Metrics, train
 from jaxcircuits.training.settings import SAETraining
 from jaxcircuits.types import ModelWeights, SAEWeights

@@ -10,8 +10,9 @@ import pytest
 from jaxcircuits.bundle import load_bundle
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward
+from jaxcircuits.rows import rows_of
 from jaxcircuits.training import loop
-from jaxcircuits.training.lm import Batches, init_params, optimiser, rows_of, train_tokenizer, update
+from jaxcircuits.training.lm import Batches, init_params, optimiser, train_tokenizer, update
 from jaxcircuits.training.runs import run_lm, run_sae
 from tests.training.conftest import LM, SAE, changed
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcircuits.training.lm import completed, init_params, nll, rows_of
+from jaxcircuits.rows import rows_of
+from jaxcircuits.training.lm import completed, init_params, nll
 from tests.helpers import assert_close, tiny_tokenizer
 from tests.oracle import hugging_face_model
 from tests.training.conftest import LM, changed

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcircuits.model import forward
-from jaxcircuits.training.activations import ActivationBuffer, bundle_rows, padded_batches
-from jaxcircuits.training.lm import Batches, rows_of
+from jaxcircuits.rows import bundle_rows, padded_batches, rows_of
+from jaxcircuits.training.activations import ActivationBuffer
+from jaxcircuits.training.lm import Batches
 from tests.training.conftest import LM, SAE, changed
 
 

@@ -13,10 +13,11 @@ from jaxcircuits import sae as coder
 from jaxcircuits.bundle import load_bundle, save_bundle
 from jaxcircuits.config import SAEConfig
 from jaxcircuits.errors import InputError
+from jaxcircuits.rows import bundle_rows
 from jaxcircuits.sae import encode, reconstruct
 from jaxcircuits.training import loop
 from jaxcircuits.training import sae as sae_module
-from jaxcircuits.training.activations import ActivationBuffer, bundle_rows
+from jaxcircuits.training.activations import ActivationBuffer
 from jaxcircuits.training.runs import run_sae
 from jaxcircuits.training.sae import (
     _reconstruct,

@@ -8,7 +8,7 @@ import pytest
 
 from jaxcircuits import load_bundle, read_corpus
 from jaxcircuits.bundle import Bundle, shipped_bundle
-from jaxcircuits.training.evaluate import evaluate_saes
+from jaxcircuits.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_card_s_tables_are_the_evaluation(shipped):
 
 def test_autoencoders_keep_the_model_s_predictions_on_its_stories(shipped):
     stories = list(read_corpus(shipped_bundle() / "stories.txt"))[:12]
-    report = evaluate_saes(shipped, stories)
+    report = evaluate(shipped, stories).report
     for sae in report["saes"].values():
         assert 15 < sae["l0"] < 40
         assert sae["recovery_mean"] > 0.85
