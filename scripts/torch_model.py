@@ -73,7 +73,7 @@ class TorchSAE:
         self.layer = int(self.hook_name.split(".")[1])
         if self.hook_name != f"blocks.{self.layer}.mlp.hook_post":
             raise ValueError(f"expected an autoencoder on mlp.hook_post, got {self.hook_name}")
-        self.W_enc, self.b_enc, self.W_dec, self.b_dec = (torch.tensor(np.asarray(w)) for w in sae.weights)
+        self.W_enc, self.b_enc, self.W_dec, self.b_dec = (torch.tensor(np.asarray(w)) for w in sae.weights[:4])
         self.readers = self.W_enc.T.contiguous()  # a target's column in one piece
         self.subtracted = self.b_dec if sae.cfg.subtract_b_dec else torch.zeros_like(self.b_dec)
 
