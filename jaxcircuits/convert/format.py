@@ -23,10 +23,16 @@ class Options(NamedTuple):
     Attributes:
         ignore: Config fields that are accepted though nothing here understands them.
         dtype: What to store in; `None` for what the checkpoint stores.
+        hook: The hook point that the autoencoder reads, where the user says it.
+        hook_out: The one it writes, likewise.
+        format: The format that the user names; `None` where it is found from the files.
     """
 
     ignore: Collection[str] = ()
     dtype: str | None = None
+    hook: str | None = None
+    hook_out: str | None = None
+    format: str | None = None
 
 
 class ConvertedModel(NamedTuple):
@@ -38,11 +44,19 @@ class ConvertedModel(NamedTuple):
 
 
 class ConvertedSAE(NamedTuple):
-    """An autoencoder as a bundle takes it, a readable name for it, and the files it was read from."""
+    """An autoencoder as a bundle takes it.
+
+    Attributes:
+        name: A readable name; empty for that of its file or directory.
+        sae: The autoencoder.
+        files: What it was read from.
+        processing: Steps of weight processing that the model had when it was trained on; `None` where nobody says.
+    """
 
     name: str
     sae: SAE
     files: Sequence[Path]
+    processing: Collection[str] | None = None
 
 
 class ModelFormat(NamedTuple):
@@ -61,12 +75,14 @@ class SAEFormat(NamedTuple):
     """A layout of autoencoder files.
 
     Attributes:
+        name: What `--format` calls it.
         layout: How it looks, for an error.
         matches: Whether a path that the user gave holds one.
         choose: From the names of a hub repository's files, those that `read` needs; none where it is another layout.
         read: From the path.
     """
 
+    name: str
     layout: str
     matches: Callable[[Path], bool]
     choose: Callable[[Sequence[str]], list[str]]
@@ -83,6 +99,33 @@ def read_fields(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise InputError(f"{what}: {path} must hold a JSON object, got {type(fields).__name__}.")
     return fields
+
+
+def name_hook(hook: str | None, options: Options, where: str, hint: str = "") -> str:
+    """The hook point that is read: the one the user names, else the one that was found.
+
+    Raises:
+        InputError: There is neither, or the two differ.
+    """
+    return _named(hook, options.hook, "--hook", where, hint or "it does not say which hook point it reads")
+
+
+def name_hook_out(hook: str | None, options: Options, where: str) -> str:
+    """The same for the hook point that a transcoder writes.
+
+    Raises:
+        InputError: There is neither, or the two differ.
+    """
+    return _named(hook, options.hook_out, "--hook-out", where, "it does not say which hook point it writes")
+
+
+def _named(found: str | None, given: str | None, option: str, where: str, missing: str) -> str:
+    if found is not None and given is not None and found != given:
+        raise InputError(f"{where}: its files say {found}, but {option} is {given}; leave the option out.")
+    name = found if given is None else given
+    if name is None:
+        raise InputError(f"{where}: {missing}; pass {option} NAME, such as blocks.0.hook_resid_post.")
+    return name
 
 
 def check_fields(

@@ -39,6 +39,7 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
 
 
 FORMAT = SAEFormat(
+    "hub_mixin",
     "a directory or hub repository with config.json and model.safetensors or pytorch_model.bin",
     lambda path: (path / "config.json").is_file(),
     _choose,

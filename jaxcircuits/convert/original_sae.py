@@ -85,4 +85,4 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     return ConvertedSAE(path.stem, sae, [path, settings])
 
 
-FORMAT = SAEFormat("NAME.pt with NAME.json beside it", _matches, lambda names: [], _read)
+FORMAT = SAEFormat("original", "NAME.pt with NAME.json beside it", _matches, lambda names: [], _read)
