@@ -6,6 +6,7 @@ from jaxcircuits.attribution import Result, Settings, attribute
 from jaxcircuits.bulk import Run, load_run
 from jaxcircuits.bundle import Bundle, load_bundle, load_sae, save_bundle
 from jaxcircuits.config import ModelConfig, SAEConfig
+from jaxcircuits.convert import export_sae, sae_from_arrays
 from jaxcircuits.corpus import read_corpus
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward, hook_names, process_weights
@@ -25,6 +26,7 @@ __all__ = [
     "attribute",
     "decode",
     "encode",
+    "export_sae",
     "forward",
     "hook_names",
     "load_bundle",
@@ -35,5 +37,6 @@ __all__ = [
     "read_corpus",
     "reconstruct",
     "sae_error",
+    "sae_from_arrays",
     "save_bundle",
 ]

@@ -12,8 +12,8 @@ from typing import Any
 
 from jaxcircuits.errors import InputError
 
-RUN, STUDY, BUNDLE = "run.json", "study.json", "manifest.json"
-OUTPUTS = {RUN: "a run", STUDY: "a study", BUNDLE: "a bundle"}
+RUN, STUDY, BUNDLE, EXPORT = "run.json", "study.json", "manifest.json", "cfg.json"
+OUTPUTS = {RUN: "a run", STUDY: "a study", BUNDLE: "a bundle", EXPORT: "an exported SAE"}
 """Kinds of output directories, by the file that each holds."""
 
 

@@ -175,7 +175,7 @@ class TorchSAE:
         torch = pytest.importorskip("torch")
         assert sae.cfg.activation == "relu", "the oracle knows ReLU autoencoders only"
         to = {} if dtype is None else {"dtype": getattr(torch, dtype)}
-        weights = {k: torch.tensor(np.asarray(w), **to) for k, w in sae.weights._asdict().items()}
+        weights = {k: torch.tensor(np.asarray(w), **to) for k, w in sae.weights._asdict().items() if w is not None}
         self.W_enc, self.b_enc, self.W_dec, self.b_dec = (weights[k] for k in ("W_enc", "b_enc", "W_dec", "b_dec"))
         self.subtract_b_dec = sae.cfg.subtract_b_dec
         self.hook_name = sae.cfg.hook_name

@@ -177,7 +177,9 @@ def _widths(arrays: Mapping[str, np.ndarray], architecture: str, hook_out: str |
     bias = "b_gate" if architecture == "gated" else "b_enc"
     for name, dims in ((bias, 1), ("b_dec", 1), ("W_enc", 2)):
         if name not in arrays or arrays[name].ndim != dims or 0 in arrays[name].shape:
-            raise InputError(f"{where}: the tensor {name} is missing or has not {dims} {'axis' if dims == 1 else 'axes'}.")
+            raise InputError(
+                f"{where}: the tensor {name} is missing or has not {dims} {'axis' if dims == 1 else 'axes'}."
+            )
     d_sae, d_out = len(arrays[bias]), len(arrays["b_dec"])
     if hook_out is None:
         return d_out, d_sae, d_out

@@ -98,7 +98,9 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     hook = name_hook(_hook(trainer, buffer, where), options, where, _hint(trainer))
     tensors = _tensors(weights)
     k = _unused(tensors, kind, name, trainer, str(weights))
-    found = {kind.names.get(key, key): tensor.T if key.endswith(".weight") else tensor for key, tensor in tensors.items()}
+    found = {
+        kind.names.get(key, key): tensor.T if key.endswith(".weight") else tensor for key, tensor in tensors.items()
+    }
     if kind.architecture == "batchtopk" and "threshold" not in found:
         raise InputError(
             f"{weights}: a {name} without threshold chooses its features over the other tokens of a batch, which is "
@@ -169,7 +171,9 @@ def _unused(
     found = {key: tensors.pop(key) for key in kind.unused if key in tensors}
     groups = found.get("group_sizes")
     if groups is not None and "b_enc" in tensors and groups.sum() != tensors["b_enc"].size:
-        raise InputError(f"{where}: group_sizes add up to {groups.sum()}, expected the {tensors['b_enc'].size} features.")
+        raise InputError(
+            f"{where}: group_sizes add up to {groups.sum()}, expected the {tensors['b_enc'].size} features."
+        )
     k, stored = trainer.get("k"), found.get("k")
     if stored is not None and k is not None and k != stored.item():
         raise InputError(f"{where}: its k is {stored.item()}, but that of its config {k!r}; correct one of them.")

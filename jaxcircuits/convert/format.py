@@ -25,14 +25,12 @@ class Options(NamedTuple):
         dtype: What to store in; `None` for what the checkpoint stores.
         hook: The hook point that the autoencoder reads, where the user says it.
         hook_out: The one it writes, likewise.
-        format: The format that the user names; `None` where it is found from the files.
     """
 
     ignore: Collection[str] = ()
     dtype: str | None = None
     hook: str | None = None
     hook_out: str | None = None
-    format: str | None = None
 
 
 class ConvertedModel(NamedTuple):

@@ -89,8 +89,8 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         raise InputError(f"SAE: there is no file {file}; check the path.")
     try:
         with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:  # AttributeError: a lone array
+            arrays = {str(name): archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, TypeError) as error:  # TypeError: a lone array
         raise InputError(f"{file} is damaged or no archive of plain arrays ({error}); download it again.") from None
     scale = arrays.pop("scaling_factor", None)
     if scale is not None and not np.allclose(scale, 1):

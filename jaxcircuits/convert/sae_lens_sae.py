@@ -82,7 +82,13 @@ _HARMLESS = {
     # How it was trained.
     *("l1_coefficient", "l0_coefficient", "l1_warm_up_steps", "l0_warm_up_steps", "lp_norm", "lr", "lr_end"),
     *("lr_decay_steps", "lr_warm_up_steps", "lr_scheduler_name", "n_restart_cycles", "adam_beta1", "adam_beta2"),
-    *("train_batch_size", "train_batch_size_tokens", "train_batch_size_samples", "training_tokens", "finetuning_tokens"),
+    *(
+        "train_batch_size",
+        "train_batch_size_tokens",
+        "train_batch_size_samples",
+        "training_tokens",
+        "finetuning_tokens",
+    ),
     *("finetuning_method", "total_training_tokens", "total_training_samples", "total_training_steps", "noise_scale"),
     *("mse_loss_normalization", "use_ghost_grads", "scale_sparsity_penalty_by_decoder_norm", "normalize_sae_decoder"),
     *("decoder_init_norm", "decoder_heuristic_init", "decoder_heuristic_init_norm", "decoder_orthogonal_init"),
@@ -141,7 +147,9 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     if not isinstance(word, str | bool | None) or word not in NORMALIZATIONS:
         known = ", ".join(name for name in NORMALIZATIONS if isinstance(name, str))
         raise InputError(f"{where}: normalize_activations must be one of {known}, got {word!r}.")
-    unfolded = " (input scale not folded in)" if word in (True, "expected_average_only_in", "covariance_whitening") else ""
+    unfolded = (
+        " (input scale not folded in)" if word in (True, "expected_average_only_in", "covariance_whitening") else ""
+    )
     sae = assemble(
         _tensors(read_safetensors(weights), fields, architecture, str(weights)),
         hook,
@@ -223,8 +231,10 @@ def _tensors(
         found["threshold"] = np.exp(found.pop("log_threshold"))
     if architecture in ("batchtopk", "matryoshka_batchtopk"):
         if "topk_threshold" not in found:
-            raise InputError(f"{where}: the tensor topk_threshold of a {architecture} is missing; without it, which "
-                             "features are on depends on the other tokens of a batch.")
+            raise InputError(
+                f"{where}: the tensor topk_threshold of a {architecture} is missing; without it, which "
+                "features are on depends on the other tokens of a batch."
+            )
         found["threshold"] = found.pop("topk_threshold")
     if architecture in ("skip_transcoder", "jumprelu_skip_transcoder"):
         if "W_skip" not in found:

@@ -97,7 +97,9 @@ def _subtract_once(tensors: dict[str, np.ndarray], where: str) -> None:
     if W_enc is None or b_enc is None or b_dec is None or W_enc.shape != (*b_dec.shape, *b_enc.shape):
         raise InputError(f"{where}: expected encoder.weight, encoder.bias and b_dec of shapes that fit together.")
     shift = b_dec.astype(np.float64) @ W_enc.astype(np.float64)
-    tensors["b_enc"] = (b_enc.astype(np.float64) - shift).astype(np.result_type(np.float32, shift.dtype if b_enc.dtype == np.float64 else np.float32))
+    tensors["b_enc"] = (b_enc.astype(np.float64) - shift).astype(
+        np.result_type(np.float32, shift.dtype if b_enc.dtype == np.float64 else np.float32)
+    )
 
 
 def _check_widths(fields: Mapping[str, Any], d_in: int, d_sae: int, where: str) -> None:

@@ -59,9 +59,7 @@ def choose_processing(
                     f"SAE {name} was trained on a model {_with(on)} the step {step}, but the bundle is {_with(not on)} "
                     f"it, and {hook} differs; make a bundle of its own from the checkpoint."
                 )
-    return tuple(
-        step for step in PROCESSING_STEPS if (wanted[step][0] if step in wanted else step in default)
-    )
+    return tuple(step for step in PROCESSING_STEPS if (wanted[step][0] if step in wanted else step in default))
 
 
 def _with(on: bool) -> str:
