@@ -101,29 +101,28 @@ def convert(
     given = [SAESource(sae) if isinstance(sae, str) else sae for sae in saes]
     path, commit = _find_model(model, revision)
     _check_apart(out, [path, *(Path(sae.path) for sae in given)])
-    read: dict[str, ConvertedSAE] = {}
+    known: dict[str, ConvertedSAE] = {}
     origins: dict[str, str] = {}
-    if is_bundle := existing.matches(path):
+    if existing.matches(path):
         if dtype is not None or ignore_config_fields:
             raise InputError(
                 f"model: {model} is a bundle and stays as it is; leave --dtype and the fields to ignore out."
             )
-        converted, tokenizer, held, about = existing.read(path)
-        files, named = {f"model/{file.name}": file for file in converted.files}, dict(held)
+        converted, tokenizer, known, about = existing.read(path)
+        files = {f"model/{file.name}": file for file in converted.files}
         origins |= about
     else:
         converted = _model_format(path).read(path, options)
         tokenizer, tokenizer_sources = read_tokenizer_of(path, converted.cfg.d_vocab)
-        files, named = {f"model/{file.name}": file for file in (*converted.files, *tokenizer_sources)}, {}
+        files = {f"model/{file.name}": file for file in (*converted.files, *tokenizer_sources)}
     for source in given:
         one, sae_commit = _read_sae(source, options)
-        name = _unique(one.name, named)
-        read[name], named[name] = one, one.sae
+        name = _unique(one.name, known)
+        known[name] = one
         base, _, _ = source.path.partition("@")
         origins[name] = source.path if sae_commit is None else f"{base}@{sae_commit}"
         files |= {f"saes/{name}/{file.name}": file for file in one.files}
-    cfg = converted.cfg
-    cfg = replace(cfg, processing=choose_processing(read, cfg.processing, fixed=is_bundle and bool(named)))
+    cfg = replace(converted.cfg, processing=choose_processing(known, converted.cfg.processing))
     command = ["jaxcircuits", "convert", "--model", model, *(word for source in given for word in source.words())]
     command += [word for name in ignore_config_fields for word in ("--ignore-config-field", name)]
     command += [
@@ -136,7 +135,8 @@ def convert(
         "saes": origins,
         "source_sha256": {name: sha256(file) for name, file in files.items()},
     }
-    save_bundle(out, cfg, converted.params, named, tokenizer, source=source, overwrite=overwrite)
+    saes_by_name = {name: one.sae for name, one in known.items()}
+    save_bundle(out, cfg, converted.params, saes_by_name, tokenizer, source=source, overwrite=overwrite)
 
 
 def _find_model(given: str, revision: str | None) -> tuple[Path, str | None]:

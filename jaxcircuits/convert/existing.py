@@ -1,12 +1,11 @@
 """A bundle as the source of another: its model, tokenizer and autoencoders, in the dtype they are stored in."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from jaxcircuits.bundle import load_bundle, model_from_tensors, read_safetensors, sae_from_tensors
-from jaxcircuits.convert.format import ConvertedModel
+from jaxcircuits.convert.format import ConvertedModel, ConvertedSAE
 from jaxcircuits.files import BUNDLE, read_json
 from jaxcircuits.sae import SAE
 
@@ -16,7 +15,7 @@ def matches(path: Path) -> bool:
     return (path / BUNDLE).is_file() and (path / "model.safetensors").is_file()
 
 
-def read(path: Path) -> tuple[ConvertedModel, Tokenizer | None, Mapping[str, SAE], Mapping[str, str]]:
+def read(path: Path) -> tuple[ConvertedModel, Tokenizer | None, dict[str, ConvertedSAE], dict[str, str]]:
     """Reads a bundle.
 
     Returns:
@@ -28,10 +27,11 @@ def read(path: Path) -> tuple[ConvertedModel, Tokenizer | None, Mapping[str, SAE
     bundle = load_bundle(path, processed=False)  # which compares checksums and what fits together
     file = path / "model.safetensors"
     params = model_from_tensors(read_safetensors(file), bundle.cfg, str(file))
-    saes: dict[str, SAE] = {}
+    saes: dict[str, ConvertedSAE] = {}
     for name, sae in bundle.saes.items():
         weights = path / "saes" / name / "sae.safetensors"
-        saes[name] = SAE(sae_from_tensors(read_safetensors(weights), sae.cfg, str(weights)), sae.cfg)
+        stored = SAE(sae_from_tensors(read_safetensors(weights), sae.cfg, str(weights)), sae.cfg)
+        saes[name] = ConvertedSAE(name, stored, (), bundle.cfg.processing)
     origins = read_json(path / BUNDLE, "bundle").get("saes")
     known = origins if isinstance(origins, dict) else {}
     about = {name: str(known.get(name, path)) for name in saes}

@@ -123,8 +123,8 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     raw = read_fields(config, "SAE")
     version = _version(raw)
     fields = _flat(raw, where)
-    check_fields(fields, _UNDERSTOOD, _HARMLESS, options, where)
     architecture = _architecture(fields, where)
+    check_fields(fields, _UNDERSTOOD, _HARMLESS, options, where)
     if fields.get("hook_head_index") is not None:
         raise InputError(
             f"{where}: hook_head_index is {fields['hook_head_index']!r}, but a SAE on one head alone is not supported: "
@@ -200,6 +200,8 @@ def _flat(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _architecture(fields: dict[str, Any], where: str) -> str:
     """Its name in version 6, which before was spread over two fields; sets `k`."""
     name, activation = fields.get("architecture", "standard"), fields.get("activation_fn", "relu")
+    if isinstance(name, str) and name in _REFUSED:
+        raise InputError(f"{where}: the architecture {name} is not supported: {_REFUSED[name]}.")
     if activation == "topk" and name in ("standard", "topk"):
         name = "topk"
         arguments = fields.get("activation_fn_kwargs")
@@ -209,8 +211,6 @@ def _architecture(fields: dict[str, Any], where: str) -> str:
             raise InputError(f"{where}: activation_fn_kwargs must be the k of a topk, got {arguments!r}.")
     elif activation != "relu" and not (name == "topk" and activation is None):
         raise InputError(f"{where}: activation_fn must be 'relu' or 'topk', got {activation!r} of a {name!r}.")
-    if name in _REFUSED:
-        raise InputError(f"{where}: the architecture {name} is not supported: {_REFUSED[name]}.")
     if not isinstance(name, str) or name not in _ARCHITECTURES:
         raise InputError(f"{where}: unknown architecture {name!r}; this version has {', '.join(_ARCHITECTURES)}.")
     if fields.get("k") is not None and name not in ("topk", "batchtopk", "matryoshka_batchtopk"):

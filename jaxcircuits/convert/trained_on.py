@@ -26,18 +26,15 @@ _CHANGED_BY = {
 """By the kind of hook point, the step that changes its value."""
 
 
-def choose_processing(
-    saes: Mapping[str, ConvertedSAE], default: Sequence[str], *, fixed: bool = False
-) -> tuple[str, ...]:
+def choose_processing(saes: Mapping[str, ConvertedSAE], default: Sequence[str]) -> tuple[str, ...]:
     """The steps of a bundle that give its autoencoders the values they know.
 
     Args:
-        saes: The converted ones, by name.
-        default: The steps to take where no autoencoder minds.
-        fixed: Whether these are settled, since the bundle holds other autoencoders already.
+        saes: The autoencoders, by name.
+        default: The steps to take where none of them minds.
 
     Raises:
-        InputError: Two autoencoders need different processing, or one another than the settled.
+        InputError: Two of them need different processing.
     """
     wanted: dict[str, tuple[bool, str]] = {}
     for name, one in saes.items():
@@ -51,13 +48,8 @@ def choose_processing(
             before, other = wanted.setdefault(step, (on, name))
             if before != on:
                 raise InputError(
-                    f"SAE {name} was trained on a model {_with(on)} the step {step}, but {other} {_with(before)} it, "
-                    f"and {hook} differs; make two bundles."
-                )
-            if fixed and on != (step in default):
-                raise InputError(
-                    f"SAE {name} was trained on a model {_with(on)} the step {step}, but the bundle is {_with(not on)} "
-                    f"it, and {hook} differs; make a bundle of its own from the checkpoint."
+                    f"SAE {name} was trained on a model {_with(on)} the step {step}, but {other} on one "
+                    f"{_with(before)} it, which changes {hook}; make two bundles."
                 )
     return tuple(step for step in PROCESSING_STEPS if (wanted[step][0] if step in wanted else step in default))
 
