@@ -151,7 +151,7 @@ def assemble(
     if architecture == "gated":
         tensors = _ungated(tensors)
     elif architecture == "batchtopk":
-        tensors["threshold"] = np.full(d_sae, tensors["threshold"], _at_least_float32(tensors["threshold"]))
+        tensors["threshold"] = np.full(d_sae, tensors["threshold"], at_least_float32(tensors["threshold"]))
     try:
         cfg = SAEConfig(
             d_in,
@@ -187,7 +187,7 @@ def _widths(arrays: Mapping[str, np.ndarray], architecture: str, hook_out: str |
     return columns if rows == d_sae != columns else rows, d_sae, d_out
 
 
-def _at_least_float32(*arrays: np.ndarray) -> Any:
+def at_least_float32(*arrays: np.ndarray) -> Any:
     """The dtype for what is computed from these: rounding a threshold once more to half precision would move it."""
     return np.result_type(np.float32, *(a.dtype for a in arrays if a.dtype == np.float64))
 
@@ -197,7 +197,7 @@ def _ungated(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     W_enc, b_gate, b_mag, r_mag = (tensors[name].astype(np.float64) for name in ("W_enc", "b_gate", "b_mag", "r_mag"))
     scale = np.exp(r_mag)
     changed = {"W_enc": W_enc * scale, "b_enc": b_mag, "threshold": b_mag - b_gate * scale}
-    dtype = _at_least_float32(tensors["W_enc"])
+    dtype = at_least_float32(tensors["W_enc"])
     kept = {name: tensors[name] for name in ("W_dec", "b_dec", "W_skip") if name in tensors}
     return {**kept, **{name: tensor.astype(dtype) for name, tensor in changed.items()}}
 
@@ -208,5 +208,5 @@ def _decoder_norms_folded(tensors: Mapping[str, np.ndarray]) -> dict[str, np.nda
     W_enc, b_enc, W_dec = (tensors[name].astype(np.float64) for name in names)
     norm = np.linalg.norm(W_dec, axis=-1)
     changed = (W_enc * norm, b_enc * norm, W_dec / np.where(norm == 0, 1, norm)[:, None])
-    dtype = _at_least_float32(*(tensors[name] for name in names))
+    dtype = at_least_float32(*(tensors[name] for name in names))
     return {**tensors, **{name: tensor.astype(dtype) for name, tensor in zip(names, changed, strict=True)}}

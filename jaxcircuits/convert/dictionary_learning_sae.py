@@ -20,6 +20,7 @@ from jaxcircuits.convert.format import (
     check_fields,
     name_hook,
     read_fields,
+    renamed_tensors,
     required,
 )
 from jaxcircuits.convert.hf_modules import module_hooks, module_layer
@@ -98,16 +99,13 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     hook = name_hook(_hook(trainer, buffer, where), options, where, _hint(trainer))
     tensors = _tensors(weights)
     k = _unused(tensors, kind, name, trainer, str(weights))
-    found = {
-        kind.names.get(key, key): tensor.T if key.endswith(".weight") else tensor for key, tensor in tensors.items()
-    }
-    if kind.architecture == "batchtopk" and "threshold" not in found:
+    if kind.architecture == "batchtopk" and "threshold" not in tensors:
         raise InputError(
             f"{weights}: a {name} without threshold chooses its features over the other tokens of a batch, which is "
             "not supported; train it on until it has one."
         )
     sae = assemble(
-        found,
+        renamed_tensors(tensors, kind.names, f"{'an' if name[0] == 'A' else 'a'} {name}", str(weights)),
         hook,
         options,
         str(weights),
@@ -119,7 +117,7 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     for field, width in (("activation_dim", sae.cfg.d_in), ("dict_size", sae.cfg.d_sae)):
         if trainer.get(field) not in (None, width):
             raise InputError(f"{where}: {field} is {trainer[field]!r}, but by its tensors it is {width}; correct one.")
-    return ConvertedSAE(weights.resolve().parent.name, sae, [config, weights], ())
+    return ConvertedSAE(weights.absolute().parent.name, sae, [config, weights], ())
 
 
 def _hook(trainer: Mapping[str, Any], buffer: Mapping[str, Any], where: str) -> str | None:

@@ -152,6 +152,26 @@ def required(fields: Mapping[str, Any], name: str, where: str) -> Any:
     return fields[name]
 
 
+def renamed_tensors(
+    tensors: Mapping[str, np.ndarray], names: Mapping[str, str], what: str, where: str
+) -> dict[str, np.ndarray]:
+    """The tensors by other names, those of `torch.nn.Linear` transposed.
+
+    Args:
+        tensors: The tensors; one that has no other name keeps its own.
+        names: Their names to the others; each must be there.
+        what: What has such tensors, for an error.
+        where: The file.
+
+    Raises:
+        InputError: One is missing; it is named as its file would.
+    """
+    for name in names:
+        if name not in tensors:
+            raise InputError(f"{where}: the tensor {name} of {what} is missing; it holds {', '.join(sorted(tensors))}.")
+    return {names.get(key, key): t.T if key.endswith(".weight") else t for key, t in tensors.items()}
+
+
 def checked_tensors(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], options: Options, where: str
 ) -> dict[str, np.ndarray]:

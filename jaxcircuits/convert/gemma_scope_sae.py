@@ -66,7 +66,7 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
         hook_out=hook_out or options.hook_out,
         origin=f"gemma_scope {'transcoder' if hook_out or options.hook_out else 'jumprelu'}",
     )
-    parts = [part for part in file.resolve().parent.parts if re.match(r"layer_|width_|average_|embedding", part)]
+    parts = [part for part in file.absolute().parent.parts if re.match(r"layer_|width_|average_|embedding", part)]
     return ConvertedSAE(".".join(parts[-3:]), sae, [file], ())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxcircuits.bundle import read_safetensors
-from jaxcircuits.convert.arrays import assemble
+from jaxcircuits.convert.arrays import assemble, at_least_float32
 from jaxcircuits.convert.format import (
     ConvertedSAE,
     Options,
@@ -22,6 +22,7 @@ from jaxcircuits.convert.format import (
     name_hook,
     name_hook_out,
     read_fields,
+    renamed_tensors,
     required,
 )
 from jaxcircuits.convert.hf_modules import ModuleHooks, module_hooks
@@ -30,7 +31,7 @@ from jaxcircuits.errors import InputError
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _UNDERSTOOD = {"activation", "expansion_factor", "num_latents", "k", "skip_connection", "transcode", "d_in", "signed"}
 _HARMLESS = {"normalize_decoder", "multi_topk"}
-_NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
+_NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
 
 
 def _matches(path: Path) -> bool:
@@ -61,7 +62,9 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     tensors = read_safetensors(weights)
     if ("W_skip" in tensors) != bool(skips):
         raise InputError(f"{weights}: W_skip belongs to a skip_connection, which the config says {bool(skips)}.")
-    found = {_NAMES.get(name, name): tensor.T if _is_transposed(name) else tensor for name, tensor in tensors.items()}
+    found = renamed_tensors(tensors, _NAMES, "a sparse coder", str(weights))
+    if skips:
+        found["W_skip"] = found["W_skip"].T
     old = bool(transcodes) and "activation" not in fields
     if old:
         _subtract_once(found, str(weights))
@@ -80,10 +83,6 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     return ConvertedSAE(path.resolve().name, sae, [config, weights], ())
 
 
-def _is_transposed(name: str) -> bool:
-    return name in ("encoder.weight", "W_skip")
-
-
 def _module(path: Path) -> tuple[str, ModuleHooks]:
     """The module's path and its hook points, from the directory's name, or its parent's where that is a seed's."""
     path = path.resolve()
@@ -93,13 +92,11 @@ def _module(path: Path) -> tuple[str, ModuleHooks]:
 
 def _subtract_once(tensors: dict[str, np.ndarray], where: str) -> None:
     """Moves `- b_dec W_enc` into `b_enc`, in float32 at least."""
-    W_enc, b_enc, b_dec = (tensors.get(name) for name in ("W_enc", "b_enc", "b_dec"))
-    if W_enc is None or b_enc is None or b_dec is None or W_enc.shape != (*b_dec.shape, *b_enc.shape):
-        raise InputError(f"{where}: expected encoder.weight, encoder.bias and b_dec of shapes that fit together.")
+    W_enc, b_enc, b_dec = (tensors[name] for name in ("W_enc", "b_enc", "b_dec"))
+    if W_enc.shape != (*b_dec.shape, *b_enc.shape):
+        raise InputError(f"{where}: encoder.weight of shape {list(W_enc.T.shape)} does not fit the biases.")
     shift = b_dec.astype(np.float64) @ W_enc.astype(np.float64)
-    tensors["b_enc"] = (b_enc.astype(np.float64) - shift).astype(
-        np.result_type(np.float32, shift.dtype if b_enc.dtype == np.float64 else np.float32)
-    )
+    tensors["b_enc"] = (b_enc.astype(np.float64) - shift).astype(at_least_float32(b_enc))
 
 
 def _check_widths(fields: Mapping[str, Any], d_in: int, d_sae: int, where: str) -> None:
