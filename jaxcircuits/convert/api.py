@@ -23,7 +23,7 @@ from jaxcircuits.convert import (
 from jaxcircuits.convert.format import ConvertedSAE, ModelFormat, Options, SAEFormat, read_fields
 from jaxcircuits.convert.hub import fetch
 from jaxcircuits.convert.tokenizer import read_tokenizer_of, tokenizer_files
-from jaxcircuits.convert.trained_on import choose_processing
+from jaxcircuits.convert.trained_on import choose_processing, norm_taken_in
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import BUNDLE, check_free, sha256
 
@@ -118,7 +118,7 @@ def convert(
     for source in given:
         one, sae_commit = _read_sae(source, options)
         name = _unique(one.name, known)
-        known[name] = one
+        known[name] = norm_taken_in(one, converted.params, name)
         base, _, _ = source.path.partition("@")
         origins[name] = source.path if sae_commit is None else f"{base}@{sae_commit}"
         files |= {f"saes/{name}/{file.name}": file for file in one.files}
@@ -177,14 +177,13 @@ def _read_sae(source: SAESource, options: Options) -> tuple[ConvertedSAE, str | 
     path, commit, name = Path(source.path), None, Path(source.path).name
     if at(path) is None and not path.exists():
         path, commit = fetch(
-            source.path, lambda names: next(filter(None, (f.choose(names) for f in formats)), []), "SAE"
+            source.path, lambda names: next(filter(None, (f.choose(names) for f in formats)), []), "SAE", folders=True
         )
         name = source.path.split("@")[0].split("/")[-1]
     found = at(path)
     if found is None:
-        layouts = "; or ".join(each.layout for each in formats)
-        known = "of the known layouts" if source.format is None else f"of the layout {source.format}"
-        raise InputError(f"SAE: {source.path} is in none {known}; expected {layouts}.")
+        layouts = "; or ".join(f"{each.layout} [--format {each.name}]" for each in formats)
+        raise InputError(f"SAE: {source.path} is in none of the known layouts; expected {layouts}.")
     one = found.read(path, options._replace(hook=source.hook, hook_out=source.hook_out))
     if source.hook_out is not None and not one.sae.cfg.transcodes:
         raise InputError(

@@ -74,11 +74,12 @@ def sae_from_arrays(
         InputError: An array is missing, too many, transposed, of another shape, or holds NaN or Inf; or a word is
             unknown.
 
+    >>> import jax.numpy as jnp
     >>> import numpy as np
     >>> from jaxcircuits import encode, sae_from_arrays
     >>> sae = sae_from_arrays(W_enc=np.eye(2, 3), b_enc=np.zeros(3), W_dec=np.eye(3, 2), b_dec=np.zeros(2),
     ...     hook_name="blocks.0.hook_mlp_out", architecture="batchtopk", threshold=1.5)
-    >>> encode(sae, np.array([1.0, 2.0])).tolist()
+    >>> encode(sae, jnp.array([1.0, 2.0])).tolist()
     [0.0, 2.0, 0.0]
     """
     given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold, "W_skip": W_skip}

@@ -21,7 +21,7 @@ _LAYER = re.compile(r"layer_(\d+)\.safetensors")
 _CROSS_LAYER = re.compile(r"W_(enc|dec)_\d+\.safetensors")
 _THRESHOLD = "activation_function.threshold"
 _HOOKS = {"mlp.hook_in": "ln2.hook_normalized", "mlp.hook_out": "hook_mlp_out"}
-"""Names of TransformerLens' newer models for the input and output of the MLP."""
+"""Other names for the input and output of the MLP; the first is the norm's value scaled and shifted."""
 
 
 def _matches(path: Path) -> bool:
@@ -60,7 +60,8 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
         hook_out=name_hook_out(written, options, where),
         origin=f"circuit_tracer {'jumprelu' if 'threshold' in found else 'relu'} transcoder",
     )
-    return ConvertedSAE(path.stem, sae, [path, *([config] if config.is_file() else [])], ())
+    files = [path, *([config] if config.is_file() else [])]
+    return ConvertedSAE(path.stem, sae, files, (), scaled_norm=fields.get("feature_input_hook") == "mlp.hook_in")
 
 
 def _fields(config: Path) -> dict[str, Any]:

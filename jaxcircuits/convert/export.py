@@ -50,9 +50,11 @@ def export_sae(
     Raises:
         InputError: SAELens has no such architecture, or `out` is taken or cannot be written.
 
+    >>> from tempfile import TemporaryDirectory
     >>> from jaxcircuits import export_sae, load_bundle
     >>> bundle = load_bundle()
-    >>> export_sae(bundle.saes["blocks.0.mlp.hook_post"], "exported", processing=bundle.cfg.processing)
+    >>> with TemporaryDirectory() as directory:
+    ...     export_sae(bundle.saes["blocks.0.mlp.hook_post"], f"{directory}/sae", processing=bundle.cfg.processing)
     """
     cfg = sae.cfg
     architecture = _ARCHITECTURES.get((cfg.activation, cfg.transcodes, cfg.skip))

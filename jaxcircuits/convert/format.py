@@ -49,12 +49,14 @@ class ConvertedSAE(NamedTuple):
         sae: The autoencoder.
         files: What it was read from.
         processing: Steps of weight processing that the model had when it was trained on; `None` where nobody says.
+        scaled_norm: Whether a `hook_normalized` that it reads is meant after the norm's scale and shift.
     """
 
     name: str
     sae: SAE
     files: Sequence[Path]
     processing: Collection[str] | None = None
+    scaled_norm: bool = False
 
 
 class ModelFormat(NamedTuple):
@@ -180,10 +182,10 @@ def checked_tensors(
     Raises:
         InputError: The first that is not, or that the asked dtype cannot hold; it is named.
     """
+    for name in shapes:
+        if name in tensors and str(tensors[name].dtype) not in _STORABLE:
+            raise InputError(f"{where}: {name} must be of {', '.join(_STORABLE)}, got {tensors[name].dtype}.")
     check_tensors(tensors, shapes, where)
-    for name, tensor in tensors.items():
-        if str(tensor.dtype) not in _STORABLE:
-            raise InputError(f"{where}: {name} must be of {', '.join(_STORABLE)}, got {tensor.dtype}.")
     if options.dtype is None:
         return dict(tensors)
     with np.errstate(over="ignore"):

@@ -1,16 +1,23 @@
-"""Hook points of a Hugging Face model's modules, for autoencoders that were trained on what a module takes or gives."""
+"""Hook points of a Hugging Face model's modules, for autoencoders that were trained on what a module takes or gives.
+
+A norm's output there is scaled and shifted, which no hook point is: `hook_normalized` is the value before. What reads
+it is a linear map of that value all the same, so a transcoder takes scale and shift into its encoder when converted.
+"""
 
 import re
 from typing import NamedTuple
 
 _PREFIX = r"(?:model\.|transformer\.|gpt_neox\.)*"
 _BLOCK = re.compile(rf"{_PREFIX}(?:h|layers)\.(?P<layer>\d+)(?:\.(?P<module>[\w.]+))?")
-_TOP = re.compile(rf"{_PREFIX}(?P<module>wte|wpe|embed_tokens|ln_f)")
+_TOP = re.compile(rf"{_PREFIX}(?P<module>wte|wpe|embed_tokens)")
 _NAMED = re.compile(r"(?P<module>resid_post|mlp_out|attn_out)_layer_(?P<layer>\d+)")
 
 
 class ModuleHooks(NamedTuple):
-    """The hook points of what a module takes and of what it gives; `None` where no hook point is that value."""
+    """The hook points of what a module takes and of what it gives; `None` where no hook point is that value.
+
+    Where `taken` is a `hook_normalized`, the module takes it scaled and shifted.
+    """
 
     taken: str | None
     given: str | None
@@ -18,14 +25,14 @@ class ModuleHooks(NamedTuple):
 
 _MODULES = {
     "": ModuleHooks("hook_resid_pre", "hook_resid_post"),
-    "ln_1": ModuleHooks("hook_resid_pre", "ln1.hook_normalized"),
+    "ln_1": ModuleHooks("hook_resid_pre", None),
     "attn": ModuleHooks("ln1.hook_normalized", "hook_attn_out"),
     "attn.attention": ModuleHooks("ln1.hook_normalized", "hook_attn_out"),
     "attn.attention.q_proj": ModuleHooks("ln1.hook_normalized", "attn.hook_q"),
     "attn.attention.k_proj": ModuleHooks("ln1.hook_normalized", "attn.hook_k"),
     "attn.attention.v_proj": ModuleHooks("ln1.hook_normalized", "attn.hook_v"),
     "attn.attention.out_proj": ModuleHooks("attn.hook_z", "hook_attn_out"),
-    "ln_2": ModuleHooks("hook_resid_mid", "ln2.hook_normalized"),
+    "ln_2": ModuleHooks("hook_resid_mid", None),
     "mlp": ModuleHooks("ln2.hook_normalized", "hook_mlp_out"),
     "mlp.c_fc": ModuleHooks("ln2.hook_normalized", "mlp.hook_pre"),
     "mlp.act": ModuleHooks("mlp.hook_pre", "mlp.hook_post"),
@@ -39,7 +46,6 @@ _TOP_MODULES = {
     "wte": ModuleHooks(None, "hook_embed"),
     "embed_tokens": ModuleHooks(None, "hook_embed"),
     "wpe": ModuleHooks(None, "hook_pos_embed"),
-    "ln_f": ModuleHooks(None, "ln_final.hook_normalized"),
 }
 
 

@@ -12,7 +12,12 @@ _CONFIGS = ("config.json", "cfg.json", "params.npz")
 
 
 def fetch(
-    given: str, choose: Callable[[Sequence[str]], list[str]], what: str, revision: str | None = None
+    given: str,
+    choose: Callable[[Sequence[str]], list[str]],
+    what: str,
+    revision: str | None = None,
+    *,
+    folders: bool = False,
 ) -> tuple[Path, str]:
     """Downloads the needed files of a repository, or takes them from the hub's cache where there is no network.
 
@@ -21,6 +26,7 @@ def fetch(
         choose: From the names of the files, in the folder where one is given, the needed ones.
         what: What it is to hold, for an error.
         revision: Branch, tag or commit.
+        folders: Whether `given` may name a folder of the repository.
 
     Returns:
         A directory with the files, and the commit.
@@ -29,9 +35,10 @@ def fetch(
         InputError: `given` names neither a path nor a repository, or the repository cannot be read.
     """
     match = _ID.fullmatch(given)
-    if match is None:
+    if match is None or (match["folder"] and not folders):
         raise InputError(
-            f"{what}: there is no path {given}, and a hub id looks like owner/name or owner/name@revision."
+            f"{what}: there is no path {given}, and a hub id looks like owner/name or owner/name@revision"
+            f"{', with a folder as owner/name/folder' * folders}."
         )
     repo, folder = match["repo"], match["folder"].removeprefix("/")
     prefix = f"{folder}/" if folder else ""

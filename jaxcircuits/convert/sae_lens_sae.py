@@ -127,8 +127,8 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     check_fields(fields, _UNDERSTOOD, _HARMLESS, options, where)
     if fields.get("hook_head_index") is not None:
         raise InputError(
-            f"{where}: hook_head_index is {fields['hook_head_index']!r}, but an SAE on one head alone is not supported: "
-            "hook points here have all heads side by side."
+            f"{where}: hook_head_index is {fields['hook_head_index']!r}, but an SAE on one head alone is not "
+            "supported: hook points here have all heads side by side."
         )
     hook = _word(fields, "hook_name", where)
     if hook is not None and fields.get("model_class_name") == "AutoModelForCausalLM":

@@ -1,4 +1,4 @@
-"""Weight processing that agrees with what autoencoders were trained on.
+"""The model as autoencoders know it: its weight processing, and its norms.
 
 Processing leaves the model's function alone, and `mlp.hook_post` with it, but other hook points change their value:
 an autoencoder that was trained on the residual stream of the raw model must not read the centred one. So the bundle
@@ -7,12 +7,16 @@ leaves out the steps that would change what one of its autoencoders reads or wri
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from jaxcircuits.config import PROCESSING_STEPS
+from jaxcircuits.convert.arrays import at_least_float32
 from jaxcircuits.convert.format import ConvertedSAE
 from jaxcircuits.errors import InputError
+from jaxcircuits.sae import SAE
+from jaxcircuits.types import ModelWeights, NormWeights
 
 _CHANGED_BY = {
-    "hook_normalized": "fold_layer_norm",
     "hook_embed": "center_writing_weights",
     "hook_pos_embed": "center_writing_weights",
     "hook_resid_pre": "center_writing_weights",
@@ -52,6 +56,51 @@ def choose_processing(saes: Mapping[str, ConvertedSAE], default: Sequence[str]) 
                     f"{_with(before)} it, which changes {hook}; make two bundles."
                 )
     return tuple(step for step in PROCESSING_STEPS if (wanted[step][0] if step in wanted else step in default))
+
+
+def norm_taken_in(one: ConvertedSAE, params: ModelWeights, name: str) -> ConvertedSAE:
+    """An autoencoder of a norm's scaled and shifted value as one of the value before, which is the hook point.
+
+    Args:
+        one: The autoencoder; any that does not read a norm stays as it is.
+        params: The model's unprocessed weights.
+        name: What to call it in an error.
+
+    Raises:
+        InputError: It is no transcoder: it would have to write the value before as well.
+    """
+    hook, weights = one.sae.cfg.hook_name, one.sae.weights
+    if not one.scaled_norm or not hook.endswith(".hook_normalized"):
+        return one
+    if not one.sae.cfg.transcodes:
+        raise InputError(
+            f"SAE {name}: it reconstructs a norm's output with its scale and shift, but {hook} is the value before "
+            "them; this is supported for transcoders alone."
+        )
+    norm = _norm(params, hook)
+    scale, shift = (np.asarray(w, np.float64) for w in (norm.w, norm.b))
+    W_enc, b_enc, b_dec = (np.asarray(w, np.float64) for w in (weights.W_enc, weights.b_enc, weights.b_dec))
+    if W_enc.shape[0] != scale.size:
+        return one  # of another model, which is said where widths are compared
+    changed = {"W_enc": scale[:, None] * W_enc, "b_enc": b_enc + shift @ W_enc}
+    if weights.W_skip is not None:
+        W_skip = np.asarray(weights.W_skip, np.float64)
+        changed |= {"W_skip": scale[:, None] * W_skip, "b_dec": b_dec + shift @ W_skip}
+    dtype = at_least_float32(weights.W_enc)
+    changed = {field: array.astype(dtype) for field, array in changed.items()}
+    return one._replace(sae=SAE(weights._replace(**changed), one.sae.cfg))
+
+
+def _norm(params: ModelWeights, hook: str) -> NormWeights:
+    """The norm of a `hook_normalized`."""
+    parts = hook.split(".")
+    layer = int(parts[1]) if parts[0] == "blocks" and parts[1].isdecimal() else -1
+    norm = params.ln_final
+    if parts[0] == "blocks":
+        norm = getattr(params.blocks[layer], parts[2], None) if 0 <= layer < len(params.blocks) else None
+    if norm is None:
+        raise InputError(f"the model has no hook point {hook!r}.")
+    return norm
 
 
 def _with(on: bool) -> str:

@@ -87,8 +87,9 @@ def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
         ("runs on", f"{device.platform} ({device.device_kind}) × {jax.device_count()}"),
     ):
         model.add_row(name, escape(value))
-    columns = ("SAE", "hook point", "d_in", "d_sae", "activation", "input", "from")
-    saes = Table(*columns, title="Autoencoders", title_justify="left")
+    saes = Table(title="Autoencoders", title_justify="left")
+    for column in ("SAE", "hook point", "d_in", "d_sae", "activation", "input", "from"):
+        saes.add_column(column, overflow="fold")
     for name, sae in bundle.saes.items():
         saes.add_row(escape(name), *(escape(cell) for cell in _sae_cells(sae.cfg)))
     return model, saes
@@ -98,7 +99,7 @@ def _sae_cells(cfg: SAEConfig) -> tuple[str, ...]:
     """What an autoencoder reads and writes, its widths, activation, treatment of the input, and origin."""
     hook, widths = cfg.hook_name, str(cfg.d_in)
     if cfg.transcodes:
-        hook, widths = f"{hook} → {cfg.hook_written}", f"{widths} → {cfg.width_written}"
+        hook, widths = f"{hook}\n→ {cfg.hook_written}", f"{widths}\n→ {cfg.width_written}"
     activation = cfg.activation if cfg.k is None else f"{cfg.activation}, k {cfg.k}"
     treated = ([] if cfg.normalization == "none" else [cfg.normalization]) + ["- b_dec"] * cfg.subtract_b_dec
     return hook, widths, str(cfg.d_sae), activation + " + skip" * cfg.skip, ", ".join(treated), cfg.origin
