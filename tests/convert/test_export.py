@@ -16,7 +16,7 @@ from jaxcircuits.config import PROCESSING_STEPS
 from jaxcircuits.convert import SAESource, convert
 from jaxcircuits.errors import InputError
 from jaxcircuits.sae import decode, encode
-from tests.convert.test_samples import MANIFEST, model, source  # noqa: F401  (the fixture)
+from tests.convert.recorded import source
 from tests.helpers import TOLERANCES
 
 KINDS = [
@@ -34,14 +34,14 @@ def added(bundle: str, sources: list[SAESource], out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def sae(request: pytest.FixtureRequest, model: str, tmp_path: Path) -> Any:  # noqa: F811
+def sae(request: pytest.FixtureRequest, model: str, tmp_path: Path) -> Any:
     """A sample as it is in a bundle."""
     (one,) = added(model, [source(request.param)], tmp_path / "first").values()
     return one
 
 
 @pytest.mark.parametrize("sae", KINDS, indirect=True)
-def test_read_back_here(sae: Any, model: str, tmp_path: Path) -> None:  # noqa: F811
+def test_read_back_here(sae: Any, model: str, tmp_path: Path) -> None:
     export_sae(sae, tmp_path / "exported", processing=PROCESSING_STEPS[:1], model_name="tiny")
     (again,) = added(model, [SAESource(str(tmp_path / "exported"))], tmp_path / "second").values()
     for name, tensor in sae.weights._asdict().items():
@@ -51,7 +51,7 @@ def test_read_back_here(sae: Any, model: str, tmp_path: Path) -> None:  # noqa: 
     assert again.cfg.origin.startswith("sae_lens 6 ")
 
 
-def test_processing_comes_back(model: str, tmp_path: Path) -> None:  # noqa: F811
+def test_processing_comes_back(model: str, tmp_path: Path) -> None:
     (one,) = added(model, [source("sae_lens_6/standard_none")], tmp_path / "first").values()
     for steps in (PROCESSING_STEPS, (), PROCESSING_STEPS[2:]):
         export_sae(one, tmp_path / "exported", processing=steps, overwrite=True)
@@ -60,7 +60,7 @@ def test_processing_comes_back(model: str, tmp_path: Path) -> None:  # noqa: F81
         assert kept == ("center_writing_weights" in steps)
 
 
-def test_what_saelens_has_not_is_refused(model: str, tmp_path: Path) -> None:  # noqa: F811
+def test_what_saelens_has_not_is_refused(model: str, tmp_path: Path) -> None:
     for sample, kind in (("sparsify/groupmax", "groupmax"), ("sparsify/transcoder", "topk transcoder")):
         (one,) = added(model, [source(sample)], tmp_path / sample).values()
         with pytest.raises(InputError, match=f"SAELens has no {kind}; it has standard, jumprelu, topk"):

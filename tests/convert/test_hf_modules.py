@@ -15,7 +15,7 @@ from jaxcircuits.convert.hf_modules import module_hooks, module_layer
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward
 from jaxcircuits.sae import decode, encode
-from tests.convert.test_samples import save_plain_model, source
+from tests.convert.recorded import save_plain_model, source
 from tests.helpers import assert_close
 
 torch = pytest.importorskip("torch")

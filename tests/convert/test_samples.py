@@ -3,52 +3,22 @@
 `scripts/record_sae_samples.py` made the samples; `manifest.json` beside them says with which versions.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcircuits.bundle import load_bundle, load_sae, save_bundle
-from jaxcircuits.convert import SAESource, convert
+from jaxcircuits.bundle import load_bundle, load_sae
+from jaxcircuits.convert import convert
 from jaxcircuits.convert.api import SAE_FORMATS
 from jaxcircuits.errors import InputError
 from jaxcircuits.sae import decode, encode
-from jaxcircuits.types import NormWeights
-from tests.helpers import assert_close, tiny_bundle, tiny_config
+from tests.convert.recorded import MANIFEST, READ, SAMPLES, source
+from tests.helpers import assert_close
 
-SAMPLES = Path(__file__).parent / "samples"
-MANIFEST: dict[str, dict[str, Any]] = json.loads((SAMPLES / "manifest.json").read_text())
-READ = [name for name, about in MANIFEST.items() if "refused" not in about]
 NEAR_THRESHOLD: dict[str, set[tuple[int, int]]] = {}
 """Features (input, feature) that are on in one computation alone, since they lie within rounding of their threshold."""
-
-
-def save_plain_model(path: Path) -> None:
-    """A bundle whose hook points have the samples' widths: 16 on the residual stream and the heads, 20 in the MLP.
-
-    Its norms neither scale nor shift, so that what reads a norm does so with the weights of its file.
-    """
-    bundle = tiny_bundle(tiny_config(d_model=16, n_heads=4, d_head=4, d_mlp=20), processed=False)
-    one = NormWeights(jnp.ones(16), jnp.zeros(16))
-    params = bundle.params._replace(blocks=tuple(block._replace(ln1=one, ln2=one) for block in bundle.params.blocks))
-    save_bundle(path, bundle.cfg, params, bundle.saes, bundle.tokenizer, source={"source": "random numbers"})
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The plain model."""
-    path = tmp_path_factory.mktemp("model") / "bundle"
-    save_plain_model(path)
-    return str(path)
-    return str(path)
-
-
-def source(name: str) -> SAESource:
-    """What a user would name."""
-    return SAESource(str(SAMPLES / name / MANIFEST[name]["source"]), **MANIFEST[name].get("asked", {}))
 
 
 @pytest.mark.parametrize("name", READ)

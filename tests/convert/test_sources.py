@@ -13,7 +13,7 @@ from jaxcircuits.bundle import load_bundle, load_sae
 from jaxcircuits.cli import main
 from jaxcircuits.convert import SAESource, convert
 from jaxcircuits.errors import InputError
-from tests.convert.test_samples import MANIFEST, READ, SAMPLES, model, source  # noqa: F401  (the fixture)
+from tests.convert.recorded import MANIFEST, READ, SAMPLES, source
 
 RESID = "blocks.0.hook_resid_post"
 
@@ -24,7 +24,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, output.out, output.err
 
 
-def test_every_kind_side_by_side(model: str, tmp_path: Path) -> None:  # noqa: F811
+def test_every_kind_side_by_side(model: str, tmp_path: Path) -> None:
     """What one bundle holds is what each alone was; names are told apart."""
     names = [name for name in READ if MANIFEST[name]["hook"] == RESID and "raw" not in name and "processed" not in name]
     names = [name for name in names if name.split("/")[0] in ("sae_lens_6", "sae_lens_6_training", "sae_lens_5")]
@@ -43,7 +43,7 @@ def test_every_kind_side_by_side(model: str, tmp_path: Path) -> None:  # noqa: F
     assert {("topk", "layer_norm"), ("jumprelu", "constant_norm_rescale"), ("relu", "none")} < activations
 
 
-def test_a_bundle_is_taken_as_it_is(model: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_bundle_is_taken_as_it_is(model: str, tmp_path: Path) -> None:
     half = str(tmp_path / "half")
     convert(model, [source("sae_lens_6/standard_bfloat16")], half)
     convert(half, [source("sae_lens_6/gated")], tmp_path / "larger")
@@ -51,8 +51,8 @@ def test_a_bundle_is_taken_as_it_is(model: str, tmp_path: Path) -> None:  # noqa
         assert (tmp_path / "larger" / part).read_bytes() == (Path(half) / part).read_bytes(), part
     manifest = json.loads((tmp_path / "larger" / "manifest.json").read_text())
     assert manifest["saes"] == {
-        "blocks.0.mlp.hook_post": half,
-        "blocks.1.mlp.hook_post": half,
+        "blocks.0.mlp.hook_post": model,
+        "blocks.1.mlp.hook_post": model,
         "gated": source("sae_lens_6/gated").path,
         "standard_bfloat16": source("sae_lens_6/standard_bfloat16").path,
     }
@@ -99,7 +99,7 @@ def test_options_belong_to_the_sae_before_them(
         assert not Path("other").exists()
 
 
-def test_info_tells_kinds_apart(model: str, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_info_tells_kinds_apart(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["sae_lens_6/topk_layer_norm", "sae_lens_6/gated", "sae_lens_6/skip_transcoder_wider"]
     convert(model, [source(name) for name in names], "made")
     assert main(["info", "--bundle", "made"]) == 0
@@ -112,7 +112,7 @@ def test_info_tells_kinds_apart(model: str, capsys: pytest.CaptureFixture[str]) 
     assert lines[transcoder + 1] == "→ blocks.1.mlp.hook_post → 20"
 
 
-def test_a_file_stands_for_its_directory(model: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_stands_for_its_directory(model: str, tmp_path: Path) -> None:
     for name, file in (("dictionary_learning/topk", "ae.pt"), ("gemma_scope/res", "params.npz")):
         out = tmp_path / name
         convert(model, [SAESource(f"{source(name).path}/{file}")], out / "file")
@@ -121,7 +121,7 @@ def test_a_file_stands_for_its_directory(model: str, tmp_path: Path) -> None:  #
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_the_old_sparsify_seeds_and_hooks(model: str, tmp_path: Path) -> None:  # noqa: F811
+def test_the_old_sparsify_seeds_and_hooks(model: str, tmp_path: Path) -> None:
     """A transcoder in a directory of another name, with both its hooks said."""
     shutil.copytree(source("sparsify/transcoder").path, tmp_path / "best")
     hooks = ("blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out")
@@ -133,7 +133,7 @@ def test_the_old_sparsify_seeds_and_hooks(model: str, tmp_path: Path) -> None:  
 
 
 @pytest.mark.torch
-def test_what_a_training_leaves_behind(model: str, tmp_path: Path) -> None:  # noqa: F811
+def test_what_a_training_leaves_behind(model: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     backup = SAMPLES / "dictionary_learning" / "standard_backup" / "trainer_0"
 

@@ -20,7 +20,7 @@ from jaxcircuits.bundle import load_bundle
 from jaxcircuits.convert import SAESource, convert
 from jaxcircuits.errors import InputError
 from jaxcircuits.sae import decode, encode
-from tests.convert.test_samples import MANIFEST, SAMPLES, model  # noqa: F401  (the fixture)
+from tests.convert.recorded import MANIFEST, SAMPLES
 from tests.helpers import TOLERANCES
 
 SAME, OTHER = "same", "other"
@@ -406,7 +406,7 @@ def _off(sae: Any, sample: str) -> float:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_traps(row: str, model: str, tmp_path: Path) -> None:  # noqa: F811
+def test_traps(row: str, model: str, tmp_path: Path) -> None:
     sample, change, outcome = ROWS[row]
     path = tmp_path / "sample"
     shutil.copytree(SAMPLES / sample, path)
