@@ -11,7 +11,9 @@ import pytest
 
 from jaxcircuits.bundle import load_bundle, load_sae
 from jaxcircuits.cli import main
+from jaxcircuits.cli.convert import FORMATS
 from jaxcircuits.convert import SAESource, convert
+from jaxcircuits.convert.api import SAE_FORMATS
 from jaxcircuits.errors import InputError
 from tests.convert.recorded import MANIFEST, READ, SAMPLES, source
 
@@ -156,3 +158,7 @@ def test_what_a_training_leaves_behind(model: str, tmp_path: Path) -> None:
     refused(lambda s: s.pop("threshold"), "a MatryoshkaBatchTopKSAE without threshold", groups)
     refused(lambda s: s.update(group_sizes=torch.tensor([16, 16])), "group_sizes add up to 32, expected the 64", groups)
     refused(lambda s: s.update(k=torch.tensor(5)), "its k is 5, but that of its config 8", groups)
+
+
+def test_the_command_names_every_format() -> None:
+    assert FORMATS.split(", ") == [each.name for each in SAE_FORMATS]
