@@ -22,6 +22,7 @@ from jaxcircuits.convert.format import (
     read_fields,
     renamed_tensors,
     required,
+    typed,
 )
 from jaxcircuits.convert.hf_modules import module_hooks, module_layer
 from jaxcircuits.convert.pickle_reader import read_torch_content
@@ -172,7 +173,9 @@ def _unused(
         raise InputError(
             f"{where}: group_sizes add up to {groups.sum()}, expected the {tensors['b_enc'].size} features."
         )
-    k, stored = trainer.get("k"), found.get("k")
+    k, stored = typed(trainer, "k", int, where), found.get("k")
+    if stored is not None and stored.size != 1:
+        raise InputError(f"{where}: its k must be one number, got shape {list(stored.shape)}.")
     if stored is not None and k is not None and k != stored.item():
         raise InputError(f"{where}: its k is {stored.item()}, but that of its config {k!r}; correct one of them.")
     if kind.architecture != "topk":

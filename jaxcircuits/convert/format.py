@@ -154,6 +154,30 @@ def required(fields: Mapping[str, Any], name: str, where: str) -> Any:
     return fields[name]
 
 
+_KINDS = {bool: "true or false", int: "an integer", str: "a word"}
+
+
+def typed(fields: Mapping[str, Any], name: str, kind: type, where: str, default: Any = None) -> Any:
+    """A field of one kind; `default` where it is missing or null.
+
+    Args:
+        fields: The fields.
+        name: Its name.
+        kind: `bool`, `int` or `str`.
+        where: The file, for an error.
+        default: What it is where the file does not say.
+
+    Raises:
+        InputError: It is of another kind.
+    """
+    value = fields.get(name)
+    if value is None:
+        return default
+    if type(value) is not kind:
+        raise InputError(f"{where}: {name} must be {_KINDS[kind]}, got {value!r}.")
+    return value
+
+
 def renamed_tensors(
     tensors: Mapping[str, np.ndarray], names: Mapping[str, str], what: str, where: str
 ) -> dict[str, np.ndarray]:

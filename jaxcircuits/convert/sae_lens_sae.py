@@ -21,6 +21,7 @@ from jaxcircuits.convert.format import (
     name_hook_out,
     read_fields,
     required,
+    typed,
 )
 from jaxcircuits.convert.hf_modules import module_hooks
 from jaxcircuits.errors import InputError
@@ -130,7 +131,7 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
             f"{where}: hook_head_index is {fields['hook_head_index']!r}, but an SAE on one head alone is not "
             "supported: hook points here have all heads side by side."
         )
-    hook = _word(fields, "hook_name", where)
+    hook = typed(fields, "hook_name", str, where)
     if hook is not None and fields.get("model_class_name") == "AutoModelForCausalLM":
         hook = module_hooks(hook).given  # of a Hugging Face model, whose modules stand in for hook points
     hook = name_hook(hook, options, where)
@@ -138,11 +139,9 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     if layer is not None and hook.startswith("blocks.") and hook.split(".")[1] != str(layer):
         raise InputError(f"{where}: hook_layer is {layer!r}, but hook_name is {hook!r}; correct one of them.")
     transcodes = architecture in TRANSCODERS
-    subtract = fields.get("apply_b_dec_to_input", True)
+    subtract = typed(fields, "apply_b_dec_to_input", bool, where, True)
     if transcodes and subtract:
         raise InputError(f"{where}: a transcoder cannot subtract b_dec; expected apply_b_dec_to_input false.")
-    if type(subtract) is not bool:
-        raise InputError(f"{where}: apply_b_dec_to_input must be true or false, got {subtract!r}.")
     word = fields.get("normalize_activations")
     if not isinstance(word, str | bool | None) or word not in NORMALIZATIONS:
         known = ", ".join(name for name in NORMALIZATIONS if isinstance(name, str))
@@ -156,11 +155,11 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
         options,
         str(weights),
         architecture=_ARCHITECTURES[architecture],
-        k=fields.get("k") if architecture == "topk" else None,
+        k=typed(fields, "k", int, where) if architecture == "topk" else None,
         subtract_b_dec=subtract,
         normalization=NORMALIZATIONS[word],
-        hook_out=name_hook_out(_word(fields, "hook_name_out", where), options, where) if transcodes else None,
-        scaled=bool(fields.get("rescale_acts_by_decoder_norm")),
+        hook_out=name_hook_out(typed(fields, "hook_name_out", str, where), options, where) if transcodes else None,
+        scaled=typed(fields, "rescale_acts_by_decoder_norm", bool, where, False),
         origin=f"sae_lens {version} {architecture}{unfolded}",
     )
     stated = {"d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae, "d_out": sae.cfg.width_written}
@@ -242,11 +241,16 @@ def _tensors(
         found["W_skip"] = found["W_skip"].T
     elif "W_skip" in found:
         raise InputError(f"{where}: it holds W_skip, but the architecture is {architecture}.")
-    for name in ("scaling_factor", "finetuning_scaling_factor"):
-        scale = found.pop(name, None)
-        if scale is None or np.allclose(scale.astype(np.float32), 1):
+    finetuned = typed(fields, "finetuning_scaling_factor", bool, where, False)
+    scales = {name: found.pop(name) for name in ("scaling_factor", "finetuning_scaling_factor") if name in found}
+    if finetuned and not scales:
+        raise InputError(
+            f"{where}: the config says finetuning_scaling_factor true, but the tensor of that name is missing."
+        )
+    for name, scale in scales.items():
+        if np.allclose(scale.astype(np.float32), 1):
             continue
-        if not fields.get("finetuning_scaling_factor"):
+        if not finetuned:
             raise InputError(f"{where}: it holds {name}, but the config says finetuning_scaling_factor false.")
         if "W_dec" not in found or scale.shape != found["W_dec"].shape[:1]:
             raise InputError(f"{where}: {name} must have one number a feature, got shape {list(scale.shape)}.")
@@ -262,13 +266,6 @@ def _processing(fields: Mapping[str, Any], where: str) -> list[str] | None:
     if not isinstance(given, dict):
         raise InputError(f"{where}: model_from_pretrained_kwargs must be an object, got {given!r}.")
     return [step for name, step in PROCESSING.items() if given.get(name)]
-
-
-def _word(fields: Mapping[str, Any], name: str, where: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{where}: {name} must be one such as 'blocks.0.hook_resid_post', got {value!r}.")
-    return value
 
 
 FORMAT = SAEFormat("sae_lens", f"a directory with {CONFIG} and {WEIGHTS} (SAELens)", _matches, _choose, _read)

@@ -24,6 +24,7 @@ from jaxcircuits.convert.format import (
     read_fields,
     renamed_tensors,
     required,
+    typed,
 )
 from jaxcircuits.convert.hf_modules import ModuleHooks, module_hooks
 from jaxcircuits.errors import InputError
@@ -47,12 +48,13 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     where = str(config)
     fields = read_fields(config, "SAE")
     check_fields(fields, _UNDERSTOOD, _HARMLESS, options, where)
-    if fields.get("signed"):
+    if typed(fields, "signed", bool, where):
         raise InputError(f"{where}: signed features are not supported: they are kept by their size, of either sign.")
     activation = fields.get("activation", "topk")
+    required(fields, "k", where)
     if activation not in ("topk", "groupmax"):
         raise InputError(f"{where}: activation must be 'topk' or 'groupmax', got {activation!r}.")
-    transcodes, skips = fields.get("transcode", False), fields.get("skip_connection", False)
+    transcodes, skips = (typed(fields, name, bool, where, False) for name in ("transcode", "skip_connection"))
     if skips and not transcodes:
         raise InputError(f"{where}: a skip connection of an autoencoder, past its features, is not supported.")
     module, hooks = _module(path)
@@ -60,12 +62,12 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     hint = f"{place} ({module!r} by the directory's name) is no hook point that is known here"
     hook = name_hook(hooks.taken if transcodes else hooks.given, options, where, hint)
     tensors = read_safetensors(weights)
-    if ("W_skip" in tensors) != bool(skips):
-        raise InputError(f"{weights}: W_skip belongs to a skip_connection, which the config says {bool(skips)}.")
+    if ("W_skip" in tensors) != skips:
+        raise InputError(f"{weights}: W_skip belongs to a skip_connection, which the config says {skips}.")
     found = renamed_tensors(tensors, _NAMES, "a sparse coder", str(weights))
     if skips:
         found["W_skip"] = found["W_skip"].T
-    old = bool(transcodes) and "activation" not in fields
+    old = transcodes and "activation" not in fields
     if old:
         _subtract_once(found, str(weights))
     sae = assemble(
@@ -74,10 +76,10 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
         options,
         str(weights),
         architecture=activation,
-        k=required(fields, "k", where),
+        k=typed(fields, "k", int, where),
         subtract_b_dec=not transcodes,
         hook_out=name_hook_out(hooks.given, options, where) if transcodes else None,
-        origin=f"sparsify {activation}{' transcoder' * bool(transcodes)}{' of before 2025-02' * old}",
+        origin=f"sparsify {activation}{' transcoder' * transcodes}{' of before 2025-02' * old}",
     )
     _check_widths(fields, sae.cfg.d_in, sae.cfg.d_sae, where)
     return ConvertedSAE(path.resolve().name, sae, [config, weights], (), scaled_norm=True)
@@ -102,8 +104,8 @@ def _subtract_once(tensors: dict[str, np.ndarray], where: str) -> None:
 def _check_widths(fields: Mapping[str, Any], d_in: int, d_sae: int, where: str) -> None:
     if fields.get("d_in") not in (None, d_in):
         raise InputError(f"{where}: d_in is {fields['d_in']!r}, but by its tensors it is {d_in}; correct one.")
-    factor = fields.get("expansion_factor")
-    latents = fields.get("num_latents") or (d_in * factor if type(factor) is int else None)  # 0: by the factor
+    factor = typed(fields, "expansion_factor", int, where)
+    latents = typed(fields, "num_latents", int, where) or (None if factor is None else d_in * factor)
     if latents not in (None, d_sae):
         raise InputError(f"{where}: it says {latents} latents, but by its tensors it has {d_sae}; correct one.")
 
