@@ -227,7 +227,7 @@ def _tensors(
     """The tensors by the names and in the layout of this package, scales that stood apart multiplied in."""
     found = dict(tensors)
     if "log_threshold" in found and "threshold" not in found:  # of checkpoints during training
-        found["threshold"] = np.exp(found.pop("log_threshold"))
+        found["threshold"] = np.exp(found.pop("log_threshold").astype(np.float32))
     if architecture in ("batchtopk", "matryoshka_batchtopk"):
         if "topk_threshold" not in found:
             raise InputError(
@@ -244,9 +244,7 @@ def _tensors(
     finetuned = typed(fields, "finetuning_scaling_factor", bool, where, False)
     scales = {name: found.pop(name) for name in ("scaling_factor", "finetuning_scaling_factor") if name in found}
     if finetuned and not scales:
-        raise InputError(
-            f"{where}: the config says finetuning_scaling_factor true, but the tensor of that name is missing."
-        )
+        raise InputError(f"{where}: the tensor finetuning_scaling_factor, which the config speaks of, is missing.")
     for name, scale in scales.items():
         if np.allclose(scale.astype(np.float32), 1):
             continue

@@ -191,6 +191,7 @@ ROWS: dict[str, tuple[str, Change, str]] = {
         fields(finetuning_scaling_factor=False),
         "but the config says",
     ),
+    "fine-tuning without its tensor": (f"{S5}/standard_none", fields(finetuning_scaling_factor=True), "is missing"),
     "fine-tuning by its older name": (
         f"{S5}/standard_finetuned",
         tensors(lambda t: t.update(scaling_factor=t.pop("finetuning_scaling_factor"))),
