@@ -6,6 +6,7 @@ from jaxcircuits.attribution import Result, Settings, attribute
 from jaxcircuits.bulk import Run, load_run
 from jaxcircuits.bundle import Bundle, load_bundle, load_sae, save_bundle
 from jaxcircuits.config import ModelConfig, SAEConfig
+from jaxcircuits.convert import export_sae, sae_from_arrays
 from jaxcircuits.corpus import read_corpus
 from jaxcircuits.errors import InputError
 from jaxcircuits.evaluation import BOS, CorpusFile, Evaluation, describe_features, evaluate, token_losses
@@ -35,6 +36,7 @@ __all__ = [
     "describe_features",
     "encode",
     "evaluate",
+    "export_sae",
     "forward",
     "generate",
     "hook_names",
@@ -47,6 +49,7 @@ __all__ = [
     "read_corpus",
     "reconstruct",
     "sae_error",
+    "sae_from_arrays",
     "save_bundle",
     "scale",
     "set_feature",

@@ -12,9 +12,9 @@ from typing import Any
 
 from jaxcircuits.errors import InputError
 
-RUN, STUDY, BUNDLE = "run.json", "study.json", "manifest.json"
+RUN, STUDY, BUNDLE, EXPORT = "run.json", "study.json", "manifest.json", "cfg.json"
 EVALUATION, LOSSES, FEATURES = "evaluate.json", "losses.json", "features.json"
-OUTPUTS = {RUN: "a run", STUDY: "a study", BUNDLE: "a bundle"}
+OUTPUTS = {RUN: "a run", STUDY: "a study", BUNDLE: "a bundle", EXPORT: "an exported SAE"}
 OUTPUTS |= {EVALUATION: "an evaluation", LOSSES: "losses by token", FEATURES: "features"}
 """Kinds of output directories, by the file that each holds."""
 

@@ -1,10 +1,43 @@
 """`jaxcircuits convert`."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from jaxcircuits.cli import info
 from jaxcircuits.cli.common import add_command, common_options, named
+
+FORMATS = "sae_lens, sparsify, dictionary_learning, gemma_scope, circuit_tracer, original, hub_mixin"
+
+
+class _OfTheLastSAE(argparse.Action):
+    """An option that says more of the SAE that stands before it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Adds it to the last `--sae`."""
+        if not namespace.sae:
+            parser.error(f"{option_string} belongs to the --sae before it, and there is none")
+        namespace.sae[-1][self.dest] = values
+
+
+class _AnSAE(argparse.Action):
+    """A source, of which the options behind it may say more."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Adds a source."""
+        namespace.sae = [*namespace.sae, {"path": values}]
 
 
 def add(commands: Any) -> None:
@@ -13,15 +46,44 @@ def add(commands: Any) -> None:
         commands,
         "convert",
         run,
-        "Make a bundle from a Hugging Face GPT-Neo and SAEs in the original study's or the hub-mixin layout.",
+        "Make a bundle from a Hugging Face GPT-Neo, or from a bundle, and SAEs of any known format.",
         """
 jaxcircuits convert --model ./TinyStories-2Layers-33M --sae 18_morning_sun.pt --sae 8_deep_brook.pt --out original
 jaxcircuits convert --model roneneldan/TinyStories-2Layers-33M --sae 18_morning_sun.pt --out original
-jaxcircuits convert --model ./gpt-neo --sae lovish/SAE-tiny-stories-2L-33M-L1-291 --dtype float16 --out bundle""",
+jaxcircuits convert --model ./gpt-neo --sae lovish/SAE-tiny-stories-2L-33M-L1-291 --dtype float16 --out bundle
+jaxcircuits convert --model ./gpt-neo --sae ./trainer_0 --hook blocks.0.hook_resid_post --sae ./h.1.mlp --out bundle
+jaxcircuits convert --model original --sae ./sae_lens_sae --out larger""",
     )
-    sub.add_argument("--model", required=True, metavar="SRC", help="directory, or hub id as owner/name[@revision]")
     sub.add_argument(
-        "--sae", action="append", default=[], metavar="SRC", help=".pt with its .json, directory, or hub id"
+        "--model", required=True, metavar="SRC", help="directory, or hub id as owner/name[@revision]; or a bundle"
+    )
+    sub.add_argument(
+        "--sae",
+        action=_AnSAE,
+        default=[],
+        metavar="SRC",
+        help="file or directory, or hub id as owner/name[/folder][@revision]; may be repeated",
+    )
+    sub.add_argument(
+        "--format",
+        action=_OfTheLastSAE,
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help=f"of the --sae before it, where its files do not tell: {FORMATS}",
+    )
+    sub.add_argument(
+        "--hook",
+        action=_OfTheLastSAE,
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help="hook point that the --sae before it reads, where its format does not say",
+    )
+    sub.add_argument(
+        "--hook-out",
+        action=_OfTheLastSAE,
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help="hook point that it writes, where it is a transcoder",
     )
     sub.add_argument("--revision", metavar="REV", help="of a hub model: branch, tag or commit")
     sub.add_argument(
@@ -38,11 +100,11 @@ jaxcircuits convert --model ./gpt-neo --sae lovish/SAE-tiny-stories-2L-33M-L1-29
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
-    from jaxcircuits.convert import convert
+    from jaxcircuits.convert import SAESource, convert
 
     convert(
         args.model,
-        args.sae,
+        [SAESource(**sae) for sae in args.sae],
         args.out,
         revision=args.revision,
         ignore_config_fields=args.ignore_config_field,

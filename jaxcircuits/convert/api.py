@@ -4,26 +4,68 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxcircuits.bundle import save_bundle
-from jaxcircuits.convert import gpt_neo, hub_mixin_sae, original_sae
+from jaxcircuits.convert import (
+    circuit_tracer_sae,
+    dictionary_learning_sae,
+    existing,
+    gemma_scope_sae,
+    gpt_neo,
+    hub_mixin_sae,
+    original_sae,
+    sae_lens_sae,
+    sparsify_sae,
+)
 from jaxcircuits.convert.format import ConvertedSAE, ModelFormat, Options, SAEFormat, read_fields
 from jaxcircuits.convert.hub import fetch
 from jaxcircuits.convert.tokenizer import read_tokenizer_of, tokenizer_files
+from jaxcircuits.convert.trained_on import choose_processing, norm_taken_in
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import BUNDLE, check_free, sha256
-from jaxcircuits.sae import SAE
 
 MODEL_FORMATS: dict[str, ModelFormat] = {"gpt_neo": gpt_neo.FORMAT}
 """By the `model_type` of a Hugging Face `config.json`."""
-SAE_FORMATS: tuple[SAEFormat, ...] = (original_sae.FORMAT, hub_mixin_sae.FORMAT)
+SAE_FORMATS: tuple[SAEFormat, ...] = (
+    sae_lens_sae.FORMAT,
+    sparsify_sae.FORMAT,
+    dictionary_learning_sae.FORMAT,
+    gemma_scope_sae.FORMAT,
+    circuit_tracer_sae.FORMAT,
+    original_sae.FORMAT,
+    hub_mixin_sae.FORMAT,
+)
+"""In the order they are tried: the last two are known by fewer signs."""
 DTYPES = ("float32", "float16", "bfloat16")
+
+
+class SAESource(NamedTuple):
+    """Where an autoencoder is, and what its files do not say.
+
+    Attributes:
+        path: A file, a directory, or a hub id `owner/name[/folder][@revision]`.
+        format: The name of its format in `SAE_FORMATS`; found from its files by default.
+        hook: The hook point that it reads, where its format does not say.
+        hook_out: The one that a transcoder writes, likewise.
+    """
+
+    path: str
+    format: str | None = None
+    hook: str | None = None
+    hook_out: str | None = None
+
+    def words(self) -> list[str]:
+        """As the command line takes it."""
+        options = (("--format", self.format), ("--hook", self.hook), ("--hook-out", self.hook_out))
+        return ["--sae", self.path, *(word for name, value in options if value for word in (name, value))]
 
 
 def convert(
     model: str,
-    saes: Sequence[str],
+    saes: Sequence[str | SAESource],
     out: str | os.PathLike,
     *,
     revision: str | None = None,
@@ -34,8 +76,9 @@ def convert(
     """Makes a bundle from a Hugging Face model and autoencoders.
 
     Args:
-        model: A directory, or a hub id `owner/name` or `owner/name@revision`. A path that exists wins.
-        saes: Each a `.pt` file with its `.json` beside it, a directory, or a hub id.
+        model: A directory, or a hub id `owner/name` or `owner/name@revision`. A path that exists wins. A bundle's
+            directory takes its model, tokenizer and autoencoders over.
+        saes: Each a file, a directory or a hub id, or a `SAESource` that says more.
         out: The bundle to make.
         revision: Branch, tag or commit of a hub model.
         ignore_config_fields: Config fields to accept though nothing here understands them.
@@ -55,20 +98,32 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     options = Options(frozenset(ignore_config_fields), dtype)
+    given = [SAESource(sae) if isinstance(sae, str) else sae for sae in saes]
     path, commit = _find_model(model, revision)
-    _check_apart(out, [path, *(Path(sae) for sae in saes)])
-    converted = _model_format(path).read(path, options)
-    tokenizer, tokenizer_sources = read_tokenizer_of(path, converted.cfg.d_vocab)
-    files = {f"model/{file.name}": file for file in (*converted.files, *tokenizer_sources)}
-    named: dict[str, SAE] = {}
+    _check_apart(out, [path, *(Path(sae.path) for sae in given)])
+    known: dict[str, ConvertedSAE] = {}
     origins: dict[str, str] = {}
-    for given in saes:
-        one, sae_commit = _read_sae(given, options)
-        name = _unique(one.name, named)
-        named[name] = one.sae
-        origins[name] = given if sae_commit is None else f"{given.split('@')[0]}@{sae_commit}"
+    if existing.matches(path):
+        if dtype is not None or ignore_config_fields:
+            raise InputError(
+                f"model: {model} is a bundle and stays as it is; leave --dtype and the fields to ignore out."
+            )
+        converted, tokenizer, known, about = existing.read(path)
+        files = {f"model/{file.name}": file for file in converted.files}
+        origins |= about
+    else:
+        converted = _model_format(path).read(path, options)
+        tokenizer, tokenizer_sources = read_tokenizer_of(path, converted.cfg.d_vocab)
+        files = {f"model/{file.name}": file for file in (*converted.files, *tokenizer_sources)}
+    for source in given:
+        one, sae_commit = _read_sae(source, options)
+        name = _unique(one.name, known)
+        known[name] = norm_taken_in(one, converted.params, name)
+        base, _, _ = source.path.partition("@")
+        origins[name] = source.path if sae_commit is None else f"{base}@{sae_commit}"
         files |= {f"saes/{name}/{file.name}": file for file in one.files}
-    command = ["jaxcircuits", "convert", "--model", model, *(word for sae in saes for word in ("--sae", sae))]
+    cfg = replace(converted.cfg, processing=choose_processing(known, converted.cfg.processing))
+    command = ["jaxcircuits", "convert", "--model", model, *(word for source in given for word in source.words())]
     command += [word for name in ignore_config_fields for word in ("--ignore-config-field", name)]
     command += [
         word for option, value in (("--revision", revision), ("--dtype", dtype)) if value for word in (option, value)
@@ -80,7 +135,8 @@ def convert(
         "saes": origins,
         "source_sha256": {name: sha256(file) for name, file in files.items()},
     }
-    save_bundle(out, converted.cfg, converted.params, named, tokenizer, source=source, overwrite=overwrite)
+    saes_by_name = {name: one.sae for name, one in known.items()}
+    save_bundle(out, cfg, converted.params, saes_by_name, tokenizer, source=source, overwrite=overwrite)
 
 
 def _find_model(given: str, revision: str | None) -> tuple[Path, str | None]:
@@ -109,19 +165,35 @@ def _model_format(path: Path) -> ModelFormat:
     return MODEL_FORMATS[family]
 
 
-def _read_sae(given: str, options: Options) -> tuple[ConvertedSAE, str | None]:
-    def at(path: Path) -> SAEFormat | None:
-        return next((each for each in SAE_FORMATS if each.matches(path)), None)
+def _read_sae(source: SAESource, options: Options) -> tuple[ConvertedSAE, str | None]:
+    formats = [each for each in SAE_FORMATS if source.format in (None, each.name)]
+    if not formats:
+        known = ", ".join(each.name for each in SAE_FORMATS)
+        raise InputError(f"SAE: --format must be one of {known}, got {source.format!r}.")
 
-    path, commit, name = Path(given), None, Path(given).name
+    def at(path: Path) -> SAEFormat | None:
+        return next((each for each in formats if each.matches(path)), None)
+
+    path, commit, name = Path(source.path), None, Path(source.path).name
     if at(path) is None and not path.exists():
-        path, commit = fetch(given, lambda names: next(filter(None, (f.choose(names) for f in SAE_FORMATS)), []), "SAE")
-        name = given.split("@")[0].split("/")[-1]
+        path, commit = fetch(
+            source.path, lambda names: next(filter(None, (f.choose(names) for f in formats)), []), "SAE", folders=True
+        )
+        name = source.path.split("@")[0].split("/")[-1]
     found = at(path)
     if found is None:
-        layouts = "; or ".join(each.layout for each in SAE_FORMATS)
-        raise InputError(f"SAE: {given} is in none of the known layouts; expected {layouts}.")
-    one = found.read(path, options)
+        layouts = "; or ".join(f"{each.layout} [--format {each.name}]" for each in formats)
+        raise InputError(f"SAE: {source.path} is in none of the known layouts; expected {layouts}.")
+    one = found.read(path, options._replace(hook=source.hook, hook_out=source.hook_out))
+    if source.hook_out is not None and not one.sae.cfg.transcodes:
+        raise InputError(
+            f"SAE: {source.path} is no transcoder, so it has no --hook-out {source.hook_out}; leave it out."
+        )
+    if source.hook is not None and one.sae.cfg.hook_name != source.hook:
+        raise InputError(
+            f"SAE: {source.path} says that its hook point is {one.sae.cfg.hook_name}, but --hook is {source.hook}; "
+            "leave it out."
+        )
     return one._replace(name=one.name or name or path.resolve().name), commit
 
 

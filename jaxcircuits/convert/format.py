@@ -23,10 +23,14 @@ class Options(NamedTuple):
     Attributes:
         ignore: Config fields that are accepted though nothing here understands them.
         dtype: What to store in; `None` for what the checkpoint stores.
+        hook: The hook point that the autoencoder reads, where the user says it.
+        hook_out: The one it writes, likewise.
     """
 
     ignore: Collection[str] = ()
     dtype: str | None = None
+    hook: str | None = None
+    hook_out: str | None = None
 
 
 class ConvertedModel(NamedTuple):
@@ -38,11 +42,21 @@ class ConvertedModel(NamedTuple):
 
 
 class ConvertedSAE(NamedTuple):
-    """An autoencoder as a bundle takes it, a readable name for it, and the files it was read from."""
+    """An autoencoder as a bundle takes it.
+
+    Attributes:
+        name: A readable name; empty for that of its file or directory.
+        sae: The autoencoder.
+        files: What it was read from.
+        processing: Steps of weight processing that the model had when it was trained on; `None` where nobody says.
+        scaled_norm: Whether a `hook_normalized` that it reads is meant after the norm's scale and shift.
+    """
 
     name: str
     sae: SAE
     files: Sequence[Path]
+    processing: Collection[str] | None = None
+    scaled_norm: bool = False
 
 
 class ModelFormat(NamedTuple):
@@ -61,12 +75,14 @@ class SAEFormat(NamedTuple):
     """A layout of autoencoder files.
 
     Attributes:
+        name: What `--format` calls it.
         layout: How it looks, for an error.
         matches: Whether a path that the user gave holds one.
         choose: From the names of a hub repository's files, those that `read` needs; none where it is another layout.
         read: From the path.
     """
 
+    name: str
     layout: str
     matches: Callable[[Path], bool]
     choose: Callable[[Sequence[str]], list[str]]
@@ -83,6 +99,33 @@ def read_fields(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise InputError(f"{what}: {path} must hold a JSON object, got {type(fields).__name__}.")
     return fields
+
+
+def name_hook(hook: str | None, options: Options, where: str, hint: str = "") -> str:
+    """The hook point that is read: the one the user names, else the one that was found.
+
+    Raises:
+        InputError: There is neither, or the two differ.
+    """
+    return _named(hook, options.hook, "--hook", where, hint or "it does not say which hook point it reads")
+
+
+def name_hook_out(hook: str | None, options: Options, where: str) -> str:
+    """The same for the hook point that a transcoder writes.
+
+    Raises:
+        InputError: There is neither, or the two differ.
+    """
+    return _named(hook, options.hook_out, "--hook-out", where, "it does not say which hook point it writes")
+
+
+def _named(found: str | None, given: str | None, option: str, where: str, missing: str) -> str:
+    if found is not None and given is not None and found != given:
+        raise InputError(f"{where}: its files say {found}, but {option} is {given}; leave the option out.")
+    name = found if given is None else given
+    if name is None:
+        raise InputError(f"{where}: {missing}; pass {option} NAME, such as blocks.0.hook_resid_post.")
+    return name
 
 
 def check_fields(
@@ -111,6 +154,50 @@ def required(fields: Mapping[str, Any], name: str, where: str) -> Any:
     return fields[name]
 
 
+_KINDS = {bool: "true or false", int: "an integer", str: "a word"}
+
+
+def typed(fields: Mapping[str, Any], name: str, kind: type, where: str, default: Any = None) -> Any:
+    """A field of one kind; `default` where it is missing or null.
+
+    Args:
+        fields: The fields.
+        name: Its name.
+        kind: `bool`, `int` or `str`.
+        where: The file, for an error.
+        default: What it is where the file does not say.
+
+    Raises:
+        InputError: It is of another kind.
+    """
+    value = fields.get(name)
+    if value is None:
+        return default
+    if type(value) is not kind:
+        raise InputError(f"{where}: {name} must be {_KINDS[kind]}, got {value!r}.")
+    return value
+
+
+def renamed_tensors(
+    tensors: Mapping[str, np.ndarray], names: Mapping[str, str], what: str, where: str
+) -> dict[str, np.ndarray]:
+    """The tensors by other names, those of `torch.nn.Linear` transposed.
+
+    Args:
+        tensors: The tensors; one that has no other name keeps its own.
+        names: Their names to the others; each must be there.
+        what: What has such tensors, for an error.
+        where: The file.
+
+    Raises:
+        InputError: One is missing; it is named as its file would.
+    """
+    for name in names:
+        if name not in tensors:
+            raise InputError(f"{where}: the tensor {name} of {what} is missing; it holds {', '.join(sorted(tensors))}.")
+    return {names.get(key, key): t.T if key.endswith(".weight") else t for key, t in tensors.items()}
+
+
 def checked_tensors(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], options: Options, where: str
 ) -> dict[str, np.ndarray]:
@@ -119,10 +206,10 @@ def checked_tensors(
     Raises:
         InputError: The first that is not, or that the asked dtype cannot hold; it is named.
     """
+    for name in shapes:
+        if name in tensors and str(tensors[name].dtype) not in _STORABLE:
+            raise InputError(f"{where}: {name} must be of {', '.join(_STORABLE)}, got {tensors[name].dtype}.")
     check_tensors(tensors, shapes, where)
-    for name, tensor in tensors.items():
-        if str(tensor.dtype) not in _STORABLE:
-            raise InputError(f"{where}: {name} must be of {', '.join(_STORABLE)}, got {tensor.dtype}.")
     if options.dtype is None:
         return dict(tensors)
     with np.errstate(over="ignore"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcircuits.config import SAEConfig
+from jaxcircuits.config import PROCESSING_STEPS, SAEConfig
 from jaxcircuits.convert.format import (
     ConvertedSAE,
     Options,
@@ -38,8 +38,10 @@ _HARMLESS = {
 }
 
 
-def autoencoder(tensors: Mapping[str, np.ndarray], hook_name: str, options: Options, where: str) -> SAE:
+def autoencoder(tensors: Mapping[str, np.ndarray], hook_name: str, options: Options, where: str, origin: str) -> SAE:
     """The study's autoencoder from its tensors, whose shapes say its widths; `W_dec` stays as it came.
+
+    It always read the processed model.
 
     Source: the original study's `AutoEncoder`, `relu((x - b_dec) W_enc + b_enc)`.
 
@@ -52,7 +54,7 @@ def autoencoder(tensors: Mapping[str, np.ndarray], hook_name: str, options: Opti
     d_in, d_sae = encoder.shape
     shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     weights = SAEWeights(**checked_tensors(tensors, shapes, options, where))  # pyright: ignore[reportArgumentType]
-    return SAE(weights, SAEConfig(d_in, d_sae, hook_name, activation="relu", subtract_b_dec=True))
+    return SAE(weights, SAEConfig(d_in, d_sae, hook_name, activation="relu", subtract_b_dec=True, origin=origin))
 
 
 def _tensors_file(path: Path) -> Path:
@@ -76,13 +78,13 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     layer, act = required(fields, "layer", where), required(fields, "act", where)
     if type(layer) is not int or not isinstance(act, str):
         raise InputError(f"{where}: expected layer and act such as 0 and 'mlp.hook_post', got {layer!r} and {act!r}.")
-    sae = autoencoder(read_torch(path), f"blocks.{layer}.{act}", options, str(path))
+    sae = autoencoder(read_torch(path), f"blocks.{layer}.{act}", options, str(path), "original study")
     d_in, d_sae = sae.cfg.d_in, sae.cfg.d_sae
     # Old runs lack d_in.
     for name, value in (("d_in", d_in), ("expansion_factor", d_sae / d_in)):
         if fields.get(name) is not None and fields[name] != value:
             raise InputError(f"{where}: {name} is {fields[name]!r}, but W_enc of {path} has shape {[d_in, d_sae]}.")
-    return ConvertedSAE(path.stem, sae, [path, settings])
+    return ConvertedSAE(path.stem, sae, [path, settings], PROCESSING_STEPS)
 
 
-FORMAT = SAEFormat("NAME.pt with NAME.json beside it", _matches, lambda names: [], _read)
+FORMAT = SAEFormat("original", "NAME.pt with NAME.json beside it", _matches, lambda names: [], _read)

@@ -70,6 +70,22 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
             tensors by name, or its pickle asks for anything but tensors.
     """
     path = Path(path)
+    content = read_torch_content(path)
+    for name, value in content.items():
+        if not isinstance(name, str):
+            raise InputError(f"{path} must hold tensors by name, but a key is of type {type(name).__name__}.")
+        if not isinstance(value, np.ndarray):
+            raise InputError(f"{path} must hold tensors by name, but {name!r} is {_described(value)}.")
+    return content
+
+
+def read_torch_content(path: str | os.PathLike) -> dict[Any, Any]:
+    """Reads whatever plain dictionary `torch.save` wrote: tensors, numbers and words, nested in lists and dictionaries.
+
+    Raises:
+        InputError: As `read_torch`, but for the kind of what the dictionary holds.
+    """
+    path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}; check the path.")
     try:
@@ -85,9 +101,6 @@ def read_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise InputError(
             f"{path} must hold tensors by name, but it is {_described(content)}; save the state dict alone."
         )
-    for name, value in content.items():
-        if not isinstance(value, np.ndarray):
-            raise InputError(f"{path} must hold tensors by name, but {name!r} is {_described(value)}.")
     return dict(content)
 
 
@@ -163,11 +176,6 @@ class _Reader:
             _expect(stack[-1], list).extend(items)
         elif op in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if op == "SETITEM" else self._above_mark()
-            for name in items[::2]:
-                if not isinstance(name, str):
-                    raise InputError(
-                        f"{self._path} must hold tensors by name, but a key is of type {type(name).__name__}."
-                    )
             _expect(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
         elif op == "GLOBAL":
             stack.append(self._global(arg.replace(" ", ".", 1)))

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from jaxcircuits.attribution.edges import Columns
 from jaxcircuits.bundle import Bundle
+from jaxcircuits.config import SAEConfig
 
 
 def console() -> Console:
@@ -90,7 +91,19 @@ def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
         ("runs on", f"{device.platform} ({device.device_kind}) × {jax.device_count()}"),
     ):
         model.add_row(name, escape(value))
-    saes = Table("SAE", "hook point", "d_in", "d_sae", "activation", title="Autoencoders", title_justify="left")
+    saes = Table(title="Autoencoders", title_justify="left")
+    for column in ("SAE", "hook point", "d_in", "d_sae", "activation", "input", "from"):
+        saes.add_column(column, overflow="fold")
     for name, sae in bundle.saes.items():
-        saes.add_row(escape(name), sae.cfg.hook_name, str(sae.cfg.d_in), str(sae.cfg.d_sae), sae.cfg.activation)
+        saes.add_row(escape(name), *(escape(cell) for cell in _sae_cells(sae.cfg)))
     return model, saes
+
+
+def _sae_cells(cfg: SAEConfig) -> tuple[str, ...]:
+    """What an autoencoder reads and writes, its widths, activation, treatment of the input, and origin."""
+    hook, widths = cfg.hook_name, str(cfg.d_in)
+    if cfg.transcodes:
+        hook, widths = f"{hook}\n→ {cfg.hook_written}", f"{widths}\n→ {cfg.width_written}"
+    activation = cfg.activation if cfg.k is None else f"{cfg.activation}, k {cfg.k}"
+    treated = ([] if cfg.normalization == "none" else [cfg.normalization]) + ["- b_dec"] * cfg.subtract_b_dec
+    return hook, widths, str(cfg.d_sae), activation + " + skip" * cfg.skip, ", ".join(treated), cfg.origin

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ pytest.importorskip("torch")
 from jaxcircuits.bundle import load_bundle
 from jaxcircuits.convert import convert
 from tests.convert.foreign import autoencoder, hugging_face, save_mixin, save_old
+from tests.convert.recorded import source
 
 pytestmark = pytest.mark.torch
 
@@ -210,3 +212,44 @@ def test_a_path_that_exists_wins_over_a_hub_id(tmp_path: Path) -> None:
     save_mixin(tmp_path / "tiny" / "sae", autoencoder())
     convert("tiny/neo", ["tiny/sae"], "bundle")
     assert "revision" not in load_bundle("bundle").manifest
+
+
+def test_folders_of_repositories(hub: Hub, model: str, tmp_path: Path) -> None:
+    """Each SAE has a folder of its repository; none of the others' files are fetched."""
+    gemma = "layer_0/width_16k/average_l0_71"
+    places = {
+        "many/deep/blocks": "sae_lens_6/topk",
+        "many/h.0": "sparsify/topk",
+        "many/trainer_0": "dictionary_learning/gated",
+        f"gemma-scope-2b-pt-res/{gemma}": "gemma_scope/res",
+    }
+    for place, sample in places.items():
+        shutil.copytree(source(sample).path, hub.root / "tiny" / place)
+    (hub.root / "tiny" / "many" / "deep" / "blocks" / "README.md").touch()
+    cache = tmp_path / "home"
+    words = [word for place in places for word in ("--sae", f"tiny/{place}@main")]
+    good, nowhere, folder = _convert(
+        hub.url,
+        cache,
+        ["--model", model, *words, "--out", "bundle"],
+        ["--model", model, "--sae", "tiny/many/nothing", "--out", "other"],
+        ["--model", "tiny/many/deep", "--out", "other"],
+    )
+    assert good == (0, ""), good[1]
+    assert nowhere[0] == folder[0] == 2
+    assert "nothing of tiny/many on the hub holds none of the known layouts" in nowhere[1]
+    assert "model: there is no path tiny/many/deep, and a hub id looks like" in folder[1]
+    convert(model, [source(sample) for sample in places.values()], "local")
+    ours, theirs = load_bundle("bundle"), load_bundle("local")
+    names = {"blocks": "topk", "h.0": "h.0", "trainer_0": "trainer_0", gemma.replace("/", "."): gemma.replace("/", ".")}
+    for name, local in names.items():
+        assert np.array_equal(ours.saes[name].weights.W_enc, theirs.saes[local].weights.W_enc)
+        assert ours.saes[name].cfg == theirs.saes[local].cfg
+    assert ours.manifest["saes"]["h.0"] == f"tiny/many/h.0@{COMMIT}"
+    assert len(hub.served) == 7  # three of two files, and one archive
+
+    hub.shutdown()
+    hub.server_close()
+    (cached,) = _convert(hub.url, cache, ["--model", model, *words, "--out", "cached"])
+    assert cached == (0, ""), cached[1]
+    assert load_bundle("cached").manifest["saes"] == ours.manifest["saes"]

@@ -205,7 +205,9 @@ def test_missing_files_are_refused(neo: str, tmp_path: Path) -> None:
     path.with_suffix(".json").unlink()
     _refused(neo, path, r"needs its settings beside it, but there is no .*18_morning_sun\.json")
     (tmp_path / "empty").mkdir()
-    _refused(neo, tmp_path / "empty", "none of the known layouts; expected NAME.pt")
+    _refused(
+        neo, tmp_path / "empty", r"none of the known layouts; expected .*cfg\.json .*\[--format sae_lens\].*NAME\.pt"
+    )
     sae = save_mixin(tmp_path / "sae", autoencoder())
     (sae / "model.safetensors").unlink()
     _refused(neo, sae, "SAE: .*sae has no weights; expected model.safetensors")
