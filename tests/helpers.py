@@ -23,6 +23,8 @@ TOLERANCES: Mapping[str, Mapping[str, float]] = {
     "sae": {"float32": 1e-5, "float64": 1e-12},
     # Derivatives against central differences; in float32 the differences themselves are worth nothing.
     "finite_difference": {"float64": 1e-7},
+    # Statistics of edges against a recomputation from every edge; the unit is the mean absolute value.
+    "statistics": {"float64": 1e-12},
     # The same arithmetic: not one bit may differ.
     "exact": {"float32": 0.0, "float64": 0.0},
 }

@@ -10,7 +10,8 @@ import pytest
 from jaxcircuits.cli import main, parser
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "weights/README.md", "docs/evaluation.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "weights/README.md"]
+DOCUMENTS += [f"docs/{file.name}" for file in sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(document: str, language: str) -> list[str]:

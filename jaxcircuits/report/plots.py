@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from jaxcircuits.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +18,8 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8a8a8a"  # Okabe and Ito
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")
 LEAST_OF_A_MEDIAN = 10
 LABEL = 0.15  # inches that a label of one line takes
+FORMATS = {".png": "Software", ".svg": "Date", ".pdf": "CreationDate"}
+"""What a figure's name may end in, and what of its metadata changes without the numbers."""
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -25,6 +30,7 @@ STYLE: Any = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "savefig.bbox": "tight",
+    "svg.hashsalt": "jaxcircuits",
 }
 
 
@@ -32,7 +38,7 @@ STYLE: Any = {
 def drawn(path: Path, width: float, height: float) -> Iterator["Axes"]:
     """Axes in the project's style, without a window; what is drawn on them in the block becomes the file.
 
-    Without a date in it, so that the same numbers give the same bytes.
+    Its name ends in one of `FORMATS`. Without a date in it, so that the same numbers give the same bytes.
     """
     import matplotlib
 
@@ -43,7 +49,9 @@ def drawn(path: Path, width: float, height: float) -> Iterator["Axes"]:
         figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
         try:
             yield ax
-            figure.savefig(path, metadata={"Software": None})
+            content = BytesIO()
+            figure.savefig(content, format=path.suffix[1:], metadata={FORMATS[path.suffix]: None})
+            write_bytes(path, content.getvalue())
         finally:
             plt.close(figure)
 
@@ -206,3 +214,42 @@ def _whole_numbers() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(integer=True)
+
+
+def interval_bars(
+    ax: "Axes",
+    labels: Sequence[str],
+    values: Float[np.ndarray, "n"],
+    low: Float[np.ndarray, "n"],
+    high: Float[np.ndarray, "n"],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> "Axes":
+    """One bar a row, the first on top; negative ones in another colour; intervals where there are some (not NaN)."""
+    at = np.arange(len(values))
+    ax.barh(at, values, color=[BLUE if v >= 0 else ORANGE for v in values], height=0.72)
+    there = ~np.isnan(low)
+    reach = np.stack([values - low, high - values])[:, there]
+    ax.errorbar(values[there], at[there], xerr=reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
+    ax.axvline(0, color=GREY, lw=0.7)
+    ax.set_yticks(at, labels, parse_math=False)
+    ax.tick_params(axis="y", length=0)
+    ax.invert_yaxis()
+    ax.margins(y=0.02)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    return ax
+
+
+def distribution(ax: "Axes", values: Float[np.ndarray, "n"], *, xlabel: str, ylabel: str, title: str) -> "Axes":
+    """A histogram with zero, which no bin contains within it, and the mean marked."""
+    low, high = min(values.min(), 0), max(values.max(), 0)
+    width = (high - low or 1) / min(80, max(10, int(len(values) ** 0.5)))
+    ax.hist(values, bins=(width * np.arange(np.floor(low / width), np.ceil(high / width) + 1)).tolist(), color=BLUE)
+    ax.axvline(0, color=GREY, lw=0.9)
+    ax.axvline(values.mean(), color=ORANGE, lw=1.8, label=f"mean {values.mean():+.4f}")
+    ax.legend()
+    ax.locator_params(axis="y", integer=True)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    return ax

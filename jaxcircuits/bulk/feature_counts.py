@@ -1,0 +1,185 @@
+"""How often features are active: additive tables, from which the denominators of pairs follow at every offset.
+
+A source at position t and a target at p = t + offset are a *position pair*. How many there are at each offset follows
+from histograms: a source with `room` r (counted positions after it) takes part at the offsets 0..r, a target likewise
+with those before it. So one histogram a feature, summed from its end, holds the counts for every offset, and the
+histograms of two parts of a corpus add up. Kept besides: where in the prompt a feature is active, and how often it is
+active again k positions later; what pairs would do by chance follows from these (`estimates.association`).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ALL, SOURCE, TARGET = -1, 0, 1
+"""Sides: every counted position whatever is active there (feature -1), source features, target features."""
+
+ROOM, POSITION, LAG, STORIES = 0, 1, 2, 3
+"""Kinds of bins: positions after (before) it; its position; positions to a later activation; 0, once a story."""
+
+COLUMNS = ("side", "feature", "kind", "bin", "count", "total", "squares")
+
+
+def feature_counts(activations: "pa.Table", prompts: "pa.Table") -> "pa.Table":
+    """Histograms of some prompts: `count`, and of the activations their sum (`total`) and sum of `squares`.
+
+    Args:
+        activations: `side` (0 source, 1 target), `prompt`, `pos`, `feature`, `activation`: whatever is active at a
+            position that counts.
+        prompts: `prompt`, `n_tokens`, `first_counted` (the first position that counts).
+
+    Returns:
+        One row a side, feature, kind and bin that occurs.
+    """
+    import pyarrow as pa
+
+    number, length, first = (prompts[name].to_numpy() for name in ("prompt", "n_tokens", "first_counted"))
+    rows = [_every_position(length, first)]
+    order = np.argsort(number)
+    sides = activations["side"].to_numpy()
+    for side in (SOURCE, TARGET):
+        mine = activations.filter(pa.array(sides == side))
+        prompt, pos, feature = (mine[name].to_numpy() for name in ("prompt", "pos", "feature"))
+        row = order[np.searchsorted(number, prompt, sorter=order)]
+        room = length[row] - 1 - pos if side == SOURCE else pos - first[row]
+        act = mine["activation"].to_numpy().astype(np.float64)
+        rows += [_histogram(side, ROOM, feature, room, act), _histogram(side, POSITION, feature, pos, act)]
+        rows += [_lags(side, prompt, pos, feature), _stories(side, prompt, feature)]
+    columns = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+    types = (pa.int8(), pa.int32(), pa.int8(), pa.int32(), pa.float64(), pa.float64(), pa.float64())
+    return pa.table({n: pa.array(c, t) for n, c, t in zip(COLUMNS, columns, types, strict=True)})
+
+
+Rows = tuple[np.ndarray, ...]
+
+
+def _every_position(length: Int[np.ndarray, "n"], first: Int[np.ndarray, "n"]) -> Rows:
+    """Of all counted positions, which pair with how many later ones, and which positions there are."""
+    counted = np.maximum(length - first, 0)
+    within = np.arange(counted.sum()) - np.repeat(np.cumsum(counted) - counted, counted)
+    nothing = np.zeros(len(within), np.int64)
+    ones = np.ones(len(within))
+    room = _histogram(ALL, ROOM, nothing - 1, np.repeat(counted, counted) - 1 - within, ones)
+    position = _histogram(ALL, POSITION, nothing - 1, within + np.repeat(first, counted), ones)
+    return tuple(np.concatenate(pair) for pair in zip(room, position, strict=True))
+
+
+def _histogram(side: int, kind: int, feature: np.ndarray, at: np.ndarray, act: np.ndarray) -> Rows:
+    keys, index = np.unique(feature.astype(np.int64) << 32 | at.astype(np.int64), return_inverse=True)
+    sums = [np.bincount(index, weights, len(keys)) for weights in (None, act, act**2)]
+    return (
+        np.full(len(keys), side),
+        keys >> 32,
+        np.full(len(keys), kind),
+        keys & 0xFFFFFFFF,
+        *(s.astype(np.float64) for s in sums),
+    )
+
+
+def _lags(side: int, prompt: np.ndarray, pos: np.ndarray, feature: np.ndarray) -> Rows:
+    """How often a feature that is active is active again, by the number of positions in between."""
+    order = np.lexsort((pos, prompt, feature))
+    prompt, pos, feature = prompt[order], pos[order], feature[order]
+    of, apart = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    at = np.arange(len(pos))
+    step = 0
+    while len(at):  # the next activation, the one after it ..., as long as any is the same feature's in the same prompt
+        step += 1
+        at = at[at + step < len(pos)]
+        at = at[(feature[at] == feature[at + step]) & (prompt[at] == prompt[at + step])]
+        of.append(feature[at].astype(np.int64))
+        apart.append((pos[at + step] - pos[at]).astype(np.int64))
+    feature, lag = np.concatenate(of), np.concatenate(apart)
+    return _histogram(side, LAG, feature, lag, np.zeros(len(lag)))
+
+
+def _stories(side: int, prompt: np.ndarray, feature: np.ndarray) -> Rows:
+    feature = np.unique(feature.astype(np.int64) << 32 | prompt.astype(np.int64)) >> 32
+    return _histogram(side, STORIES, feature, np.zeros(len(feature), np.int64), np.zeros(len(feature)))
+
+
+@dataclass(frozen=True)
+class Side:
+    """The features of one side. Row -1 of each array is of a feature that never was active.
+
+    Attributes:
+        features: Their numbers, ascending.
+        count: How often active where the position `offset` away exists, by offset.
+        total: The sum of those activations.
+        squares: The sum of their squares.
+        position: How often active, by position.
+        lag: How often active again, by the number of positions in between.
+        stories: In how many prompts active.
+    """
+
+    features: Int[np.ndarray, "feature"]
+    count: Float[np.ndarray, "feature+1 offset"]
+    total: Float[np.ndarray, "feature+1 offset"]
+    squares: Float[np.ndarray, "feature+1 offset"]
+    position: Float[np.ndarray, "feature+1 pos"]
+    lag: Float[np.ndarray, "feature+1 offset"]
+    stories: Float[np.ndarray, "feature+1"]
+
+    def rows(self, feature: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        """The rows of some features."""
+        at = np.searchsorted(self.features, feature)
+        found = np.append(self.features, -1)[at] == feature
+        return np.where(found, at, -1)
+
+
+@dataclass(frozen=True)
+class FeatureCounts:
+    """Merged histograms, as arrays.
+
+    Attributes:
+        pairs: How many position pairs there are, by offset.
+        position: How many prompts count a position, by position.
+        source: The sources.
+        target: The targets.
+    """
+
+    pairs: Float[np.ndarray, "offset"]
+    position: Float[np.ndarray, "pos"]
+    source: Side
+    target: Side
+
+
+def from_table(table: "pa.Table") -> FeatureCounts | None:
+    """Reads merged histograms; `None` where no activation was given for one of the sides."""
+    columns = {name: table[name].to_numpy() for name in COLUMNS}
+    if not all((columns["side"] == side).any() for side in (SOURCE, TARGET)):
+        return None
+    width = int(columns["bin"].max()) + 1
+    every = _side(columns, ALL, width)
+    return FeatureCounts(
+        every.count[0], every.position[0], _side(columns, SOURCE, width), _side(columns, TARGET, width)
+    )
+
+
+def _side(columns: dict[str, np.ndarray], side: int, width: int) -> Side:
+    mine = {name: values[columns["side"] == side] for name, values in columns.items()}
+    features, row = np.unique(mine["feature"], return_inverse=True)
+
+    def dense(kind: int, name: str) -> np.ndarray:
+        of = mine["kind"] == kind
+        out = np.zeros((len(features) + 1, width))
+        out[row[of], mine["bin"][of]] = mine[name][of]
+        return out
+
+    def at_least(name: str) -> np.ndarray:
+        return np.cumsum(dense(ROOM, name)[:, ::-1], axis=1)[:, ::-1]
+
+    return Side(
+        features,
+        at_least("count"),
+        at_least("total"),
+        at_least("squares"),
+        dense(POSITION, "count"),
+        dense(LAG, "count"),
+        dense(STORIES, "count")[:, 0],
+    )
