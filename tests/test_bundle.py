@@ -65,10 +65,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other heads": (change("config.json", n_heads=5), "must have shape"),
     "a hook that is a number": (change(f"{SAE}/config.json", hook_name=3), WRONG_TYPE),
     "an activation that is a list": (change(f"{SAE}/config.json", activation=[1]), WRONG_TYPE),
-    "an activation of tomorrow": (
-        change(f"{SAE}/config.json", activation="softmax"),
-        "unknown SAE activation 'softmax'",
-    ),
+    "an activation of tomorrow": (change(f"{SAE}/config.json", activation="softmax"), "unknown SAE activation 'softmax'"),
     "another d_in": (change(f"{SAE}/config.json", d_in=5), "must have shape"),
 }
 

@@ -149,7 +149,7 @@ class Survey:
         digest: SHA-256 of all token ids.
     """
 
-    lengths: Int[np.ndarray, "_length"]
+    lengths: Int[np.ndarray, "_n"]
     number: int = 0
     sample: list[tuple[int, Int[np.ndarray, "_pos"]]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)

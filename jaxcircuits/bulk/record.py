@@ -130,7 +130,7 @@ def parts_of(record: Mapping[str, Any]) -> list[tuple[int, int]]:
     return [(first, min(first + step, number)) for first in range(0, number, step)]
 
 
-def fitted(plan: Plan, lengths: Int[np.ndarray, "_length"], data: int) -> Plan:
+def fitted(plan: Plan, lengths: Int[np.ndarray, "_n"], data: int) -> Plan:
     """A plan whose batches are no larger than what a part fills: what stays empty is computed all the same.
 
     Args:

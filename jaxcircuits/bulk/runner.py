@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -45,6 +45,7 @@ BASELINE, STATISTICS = "baseline.npy", "statistics.parquet"
 Targets = Sequence[tuple[int, int]] | None
 
 
+@runtime_checkable
 class Statistics(Protocol):
     """What sums up edges: a part at a time, and all parts at the end."""
 
@@ -187,7 +188,7 @@ def _same_job(place: Place, asked: dict[str, Any], overwrite: bool) -> dict[str,
 
 
 def _set_aside(place: Place) -> Path | None:
-    """Moves away what is to be replaced; elsewhere than on this machine, where nothing is moved in one step, drops it."""
+    """Moves away what is to be replaced; drops it elsewhere than on this machine, where nothing moves in one step."""
     if place.local is None:
         place.clear()
         return None

@@ -193,7 +193,7 @@ def run(args: argparse.Namespace) -> None:
         activations=args.activations,
         statistics=_statistics(args, of_corpus=corpus is not None),
         mesh=make_mesh(*(args.mesh or ())),
-        say=warn,
+        say=_silent if args.quiet or not processes.is_first() else print,
     )
     if not processes.is_first():
         return
@@ -215,6 +215,10 @@ def run(args: argparse.Namespace) -> None:
             f"{used['source']} → {used['target']} · method {used['method']} · derivative {used['derivative']}"
         )
         print(f"written to {out}")
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 def _statistics(args: argparse.Namespace, *, of_corpus: bool) -> Any:
