@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
-from typing import IO
+from typing import Any
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.places import Where, opened
@@ -110,7 +110,7 @@ def _read_parquet(path: Where, skip: Skip) -> Iterator[str]:
             raise InputError(f"corpus: {path} cannot be read as Parquet ({reason}).") from None
 
 
-def _holds(file: IO[bytes], separator: bytes) -> bool:
+def _holds(file: Any, separator: bytes) -> bool:
     """Whether a file holds some bytes."""
     last = b""
     while block := file.read(BLOCK):
@@ -120,7 +120,7 @@ def _holds(file: IO[bytes], separator: bytes) -> bool:
     return False
 
 
-def _records(file: IO[bytes], separator: bytes) -> Iterator[tuple[int, int, bytes | None]]:
+def _records(file: Any, separator: bytes) -> Iterator[tuple[int, int, bytes | None]]:
     """Number, offset and bytes of each record; no bytes for one that is too long."""
     number, start, rest, overlong = 1, 0, b"", False
     if file.read(3) != b"\xef\xbb\xbf":  # Windows' editors begin a file with a byte-order mark

@@ -73,7 +73,7 @@ def place_weights(tree: Any, mesh: Mesh | None) -> Any:
     def place(path: Any, leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array):  # what only the host reads
             return leaf
-        name = getattr(path[-1], "name", None) if path else None
+        name = getattr(path[-1], "name", "") if path else ""
         return jax.device_put(leaf, _sharding(mesh, WEIGHTS.get(name, P()), leaf.shape))
 
     return jax.tree_util.tree_map_with_path(place, tree)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from jaxcircuits.errors import InputError
 
@@ -65,7 +65,7 @@ class Place:
         """A whole file."""
         return self.fs.cat_file(self.path(name))
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> Any:
         """A file, for reading."""
         return self.fs.open(self.path(name), "rb")
 
@@ -94,7 +94,7 @@ class Place:
             self.fs.pipe_file(self.path(name), content)
 
     @contextmanager
-    def new_file(self, name: str) -> Iterator[IO[bytes]]:
+    def new_file(self, name: str) -> Iterator[Any]:
         """Yields a file to write to; a local one takes its name when the block ends without an error.
 
         Elsewhere a file is there once it is closed, so what it holds counts only when something else names it.
@@ -157,7 +157,7 @@ def digest_of(where: Where, what: str) -> str:
 
 
 @contextmanager
-def opened(where: Where, what: str) -> Iterator[IO[bytes]]:
+def opened(where: Where, what: str) -> Iterator[Any]:
     """A file at a path or URL, for reading.
 
     Args:
@@ -177,7 +177,7 @@ def opened(where: Where, what: str) -> Iterator[IO[bytes]]:
         raise InputError(f"{what}: cannot read {where} ({error.strerror or error}).") from None
 
 
-def _digest(file: IO[bytes]) -> str:
+def _digest(file: Any) -> str:
     digest = hashlib.sha256()
     while block := file.read(2**20):
         digest.update(block)

@@ -253,7 +253,7 @@ def _prepare(store: Store, engine: Engine, prompts: Prompts, targets: Targets, q
             task = bar.add_task("finding the mean", total=len(rows))
             engine.fit_baseline(_each_part(record, rows, lambda n: bar.update(task, advance=n)))
             content = BytesIO()
-            np.save(content, engine.baseline)
+            np.save(content, np.asarray(engine.baseline))
             place.write(BASELINE, content.getvalue())
             record["files"][BASELINE] = _file_entry(place, BASELINE)
     store.save()

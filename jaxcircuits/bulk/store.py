@@ -41,7 +41,8 @@ class Store:
         return {part["part"] for part in self.record["parts"]}
 
     def save(self) -> None:
-        """Writes `run.json`."""
+        """Writes `run.json`; its entries have one order, whichever was there first."""
+        self.record["files"] = dict(sorted(self.record["files"].items()))
         self.place.write(RECORD, _json(self.record))
 
     def write_part(self, number: int, entry: Mapping[str, Any], tables: Mapping[str, "pa.Table"]) -> dict[str, Any]:
@@ -137,10 +138,9 @@ def parquet_bytes(table: "pa.Table") -> bytes:
 
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     others = [field.name for field in table.schema if field.name not in floats]
+    encodings: dict[str, Any] = {"use_dictionary": others, "use_byte_stream_split": floats}
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table, sink, compression="zstd", row_group_size=ROWS, use_dictionary=others, use_byte_stream_split=floats
-    )
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS, **encodings)
     return sink.getvalue().to_pybytes()
 
 

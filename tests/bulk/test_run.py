@@ -7,24 +7,13 @@ import numpy as np
 import pytest
 
 from jaxcircuits import InputError, Settings, attribute, load_run
-from jaxcircuits.attribution import plan
 from jaxcircuits.bulk import attribute_to_run, read_prompts
-from jaxcircuits.bundle import load_bundle
-from tests.helpers import saved_bundle
 
 TEXTS = ["w3 w4 w5", "w9 w8", "w1 w2 w3 w4 w5 w6", "w11", "w12 w13 w14"]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory):
-    path = tmp_path_factory.mktemp("bundles") / "tiny"
-    saved_bundle(path)
-    return load_bundle(path)
-
-
 @pytest.fixture
-def run(bundle, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plan, "_prompts_a_part", lambda *_: 2)
+def run(bundle, two_prompts_a_part):
     settings = Settings(positions="all")
     return attribute_to_run(bundle, settings, read_prompts(bundle, texts=TEXTS), "run", quiet=True)
 
