@@ -114,9 +114,10 @@ def _holds(file: Any, separator: bytes) -> bool:
     """Whether a file holds some bytes."""
     last = b""
     while block := file.read(BLOCK):
-        if separator in last + block:
+        last += block
+        if separator in last:
             return True
-        last = block[-len(separator) :]
+        last = last[-len(separator) :]
     return False
 
 

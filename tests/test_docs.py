@@ -10,7 +10,7 @@ import pytest
 from jaxcircuits.cli import main, parser
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "weights/README.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "weights/README.md", "docs/corpus.md"]
 
 
 def blocks(document: str, language: str) -> list[str]:

@@ -153,7 +153,8 @@ def load_run(path: Where) -> Run:
     >>> from jaxcircuits import Settings, load_bundle, load_run
     >>> from jaxcircuits.bulk import attribute_to_run, read_prompts
     >>> bundle = load_bundle()
-    >>> run, _ = attribute_to_run(bundle, Settings(top_k=2), read_prompts(bundle, texts=["The dog ran."]), "run")
+    >>> prompts = read_prompts(bundle, texts=["The dog ran to the park."])
+    >>> _ = attribute_to_run(bundle, Settings(positions="all", top_k=3), prompts, "run")
     >>> run = load_run("run")
     >>> run.finished, run.prompts.count_rows()
     (True, 1)
