@@ -37,9 +37,11 @@ class Kept:
     """Which tables a run keeps.
 
     Attributes:
-        edges: Every edge and every target.
+        edges: Every edge.
         activations: Every active feature of both SAEs.
         statistics: What the edges of each pair of features amount to.
+
+    Targets are kept with edges and with statistics: they say how many edges were cut.
     """
 
     edges: bool = True
@@ -49,7 +51,8 @@ class Kept:
     @property
     def names(self) -> list[str]:
         """Of the tables, as `run.json` has them."""
-        words = {"edges": self.edges, "targets": self.edges, "activations": self.activations}
+        targets = self.edges or self.statistics
+        words = {"edges": self.edges, "targets": targets, "activations": self.activations}
         return [name for name, kept in (words | {"statistics": self.statistics}).items() if kept]
 
 

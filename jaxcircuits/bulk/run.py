@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds
 
-KEPT = {"edges": "--edges", "targets": "--edges", "activations": "--activations", "statistics": "--statistics"}
+KEPT = {
+    "edges": "--edges",
+    "targets": "--edges or --statistics",
+    "activations": "--activations",
+    "statistics": "--statistics",
+}
 """Tables that a run may lack, and the option that decides."""
 
 
@@ -34,6 +40,17 @@ class Run:
 
     place: Place
     record: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Its directory on this machine.
+
+        Raises:
+            InputError: It lies elsewhere.
+        """
+        if self.place.local is None:
+            raise InputError(f"the run {self.place.name} is not on this machine; copy it here first.")
+        return self.place.local
 
     @property
     def finished(self) -> bool:

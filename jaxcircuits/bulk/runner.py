@@ -375,8 +375,9 @@ def _merge(place: Place, statistics: Statistics) -> None:
         statistics.merge_statistics(place.local)
         return
     with TemporaryDirectory() as directory:
-        for name in (RECORD, FILE, "statistics"):
-            place.fetch(name, Path(directory))
+        for name in (RECORD, FILE, "statistics", "targets"):
+            if any(file.startswith(name) for file in place.sizes()):
+                place.fetch(name, Path(directory))
         statistics.merge_statistics(Path(directory))
         place.write(STATISTICS, (Path(directory) / STATISTICS).read_bytes())
 

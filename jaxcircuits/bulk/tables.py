@@ -62,7 +62,9 @@ def tables_of(engine: Engine, part: Part, kept: Kept, summary: Summary | None) -
     edges = to_arrow(part.listed.edges, engine.edge_columns)
     tables = {}
     if kept.edges:
-        tables |= {"edges": edges, "targets": to_arrow(part.listed.targets, engine.target_columns)}
+        tables["edges"] = edges
+    if "targets" in kept.names:
+        tables["targets"] = to_arrow(part.listed.targets, engine.target_columns)
     if kept.activations or summary is not None:
         activations = to_arrow(_activations(part.listed), ACTIVATION_COLUMNS)
         if kept.activations:

@@ -77,7 +77,7 @@ jaxcircuits attribute                     # the shipped weights and their storie
         "--precision", choices=tuple(p.PRECISIONS), default="highest", help="of matrix products (a CPU has one)"
     )
     sub.add_argument("--memory", metavar="SIZE", help="to plan for, such as 8GB (default: what a device has)")
-    sub.add_argument("--edges", choices=("all", "none"), default="all", help="whether they are kept (default all)")
+    sub.add_argument("--edges", choices=("all", "none"), default="all", help="none: keep statistics and targets only")
     sub.add_argument("--activations", action="store_true", help="keep the active features of both SAEs")
     sub.add_argument(
         "--statistics",

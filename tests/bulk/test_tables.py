@@ -48,12 +48,13 @@ def test_statistics_alone(bundle, two_prompts_a_part) -> None:
     whole, _ = run_of(bundle, "whole", statistics=counting)
     alone, strongest = run_of(bundle, "alone", statistics=counting, edges=False)
     assert strongest == {}
-    assert not Path("alone/edges").exists() and not Path("alone/targets").exists()
+    assert not Path("alone/edges").exists()
+    assert alone.targets.to_table() == whole.targets.to_table()
     assert alone.statistics.to_table() == whole.statistics.to_table()
     assert sum(alone.statistics.to_table()["attribution_count_sum"].to_pylist()) == whole.rows("edges")
-    tokens = alone.place.local / "statistics/features"
+    tokens = alone.path / "statistics/features"
     assert len(list(tokens.iterdir())) == 2
-    for kind in ("edges", "targets", "activations"):
+    for kind in ("edges", "activations"):
         with pytest.raises(InputError, match=f"the run alone kept no {kind}"):
             getattr(alone, kind)
 
