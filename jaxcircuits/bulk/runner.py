@@ -314,7 +314,11 @@ def _compute(
     done = [part for part in record["parts"] if part["part"] in store.done]
     todo = processes.share([number for number in range(len(bounds)) if number not in store.done])
     with progress(quiet, detail=True) as bar, Ahead() as writer:
-        seen = {"prompts": 0, "tokens": sum(part["tokens"] for part in done), "edges": 0}
+        seen = {
+            "prompts": sum(part["prompts"][1] - part["prompts"][0] for part in done),
+            "tokens": sum(part["tokens"] for part in done),
+            "edges": sum(part["edges"]["rows"] for part in done if "edges" in part),
+        }
         before, start = seen["tokens"], monotonic()
         total = record["tokens"] if jax.process_count() == 1 else None
         task = bar.add_task("attributing", total=total, completed=before, detail="")
@@ -331,7 +335,9 @@ def _compute(
             seen["tokens"] += entry["tokens"]
             seen["edges"] += len(listed.edges["prompt"])
             rate = (seen["tokens"] - before) / (monotonic() - start)
-            words = f"{seen['prompts']:,} stories · {rate:,.0f} tokens/s · {seen['edges']:,} edges"
+            words = (
+                f"{seen['prompts']:,} of {record['prompts']:,} stories · {rate:,.0f} tokens/s · {seen['edges']:,} edges"
+            )
             bar.update(task, completed=seen["tokens"], detail=words)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from jaxcircuits import InputError, Settings, load_run
 from jaxcircuits.bulk import attribute_to_run, read_prompts
+from jaxcircuits.bulk.store import Store
 from jaxcircuits.cli import main
 from tests.bulk import counting
 
@@ -118,6 +119,23 @@ def test_a_full_disk_keeps_what_is_finished(bundle) -> None:
 
 def everything_sizes(path: str) -> dict[str, int]:
     return {name: len(content) for name, content in everything(path).items()}
+
+
+def test_processes_leave_notes_for_the_first(bundle) -> None:
+    run = attribute(bundle)
+    store = Store(run.place, json.loads(Path("run/run.json").read_text()))
+    noted = store.record["parts"].pop(1)
+    store.note(noted)
+    store.take_up_notes()
+    assert store.done == {0, 1, 2}
+    assert json.loads(Path("run/run.json").read_text())["parts"][1] == noted
+    store.note_stop(3, "the disk is full.")
+    with pytest.raises(InputError, match="process 3 stopped: the disk is full"):
+        store.take_up_notes()
+    store.remove_notes("stopped")
+    store.take_up_notes()
+    store.remove_notes()
+    assert not Path("run/.notes").exists()
 
 
 def test_where_nothing_can_be_written_it_says_so(bundle) -> None:
