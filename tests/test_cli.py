@@ -76,7 +76,7 @@ def test_named_targets(bundle: str) -> None:
         run("attribute", "--bundle", bundle, "--prompt", "w3 w4", "--targets", "last:4", "1:2", "--out", "r", "--quiet")
         == 0
     )
-    targets = load_run("r").targets.to_pandas()
+    targets = load_run("r").targets.to_table().to_pandas()
     assert targets[["target_pos", "target_feature"]].to_numpy().tolist() == [[1, 2], [2, 4]]
 
 
@@ -89,16 +89,16 @@ def test_a_corpus_with_bad_prompts(bundle: str, capsys) -> None:
     assert not Path("r").exists()
     assert run(*common, "--out", "skipped", "--skip-bad") == 0
     assert "left out: prompt 1" in capsys.readouterr().err
-    assert load_run("skipped").prompts.num_rows == 2
+    assert load_run("skipped").prompts.count_rows() == 2
     assert run(*common, "--out", "cut", "--truncate") == 0
-    assert [len(t) for t in load_run("cut").prompts.column("tokens").to_pylist()] == [3, 16, 2]
+    assert [len(t) for t in load_run("cut").tokens] == [3, 16, 2]
 
 
 def test_nothing_active_is_a_warning_and_a_valid_run(bundle: str, capsys) -> None:
     assert run("attribute", "--bundle", bundle, "--prompt", "w3 w4", "--target-threshold", "1e6", "--out", "r") == 0
     out = capsys.readouterr()
     assert out.err.startswith("jaxcircuits: warning: no pair of active features")
-    assert load_run("r").edges.num_rows == load_run("r").targets.num_rows == 0
+    assert load_run("r").edges.count_rows() == load_run("r").targets.count_rows() == 0
     assert load_run("r").to_pandas().columns[0] == "prompt"
 
 
@@ -377,13 +377,22 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(case: str, bundle: str, 
     assert after == before
 
 
-def test_an_interruption_leaves_nothing_and_no_traceback(bundle: str, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jaxcircuits.bulk import runner
+def test_an_interruption_has_no_traceback_and_leaves_nothing_or_whole_parts(
+    bundle: str, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jaxcircuits.bulk.store import Store
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner.RunWriter, "finish", interrupted)
-    assert run("attribute", "--bundle", bundle, "--prompt", "w3 w4", "--out", "r", "--quiet") == 130
-    assert capsys.readouterr().err == "interrupted\n"
-    assert list(Path().glob("r*")) + list(Path().glob(".r*")) == []
+    command = ("attribute", "--bundle", bundle, "--prompt", "w3 w4", "--out", "r", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_part", interrupted)
+        assert run(*command) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+        assert list(Path().glob("r*")) + list(Path().glob(".r*")) == []
+        patch.undo()
+        patch.setattr(Store, "remove_notes", interrupted)
+        assert run(*command) == 130
+    assert run(*command) == 0
+    assert load_run("r").finished

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jaxcircuits import corpus
 from jaxcircuits.corpus import read_corpus
 from jaxcircuits.errors import InputError
 
@@ -87,3 +88,39 @@ def test_neither_a_directory_nor_nothing_is_a_corpus(suffix: str) -> None:
     Path(f"folder.{suffix}").mkdir()
     with pytest.raises(InputError, match=r"corpus: .*folder"):
         list(read_corpus(f"folder.{suffix}"))
+
+
+BROKEN = {
+    "c.jsonl": b'{"text": "one"}\n{oops\n{"text": "w\xff"}\n{"words": 1}\n{"text": "LONG"}\n{"text": "two"}\n',
+    "c.txt": b"one\nw\xff\nLONG\ntwo",
+    "separated.txt": b"one<|endoftext|>\xff<|endoftext|>LONG<|endoftext|>two",
+}
+
+
+@pytest.mark.parametrize("block", [1, 7, 2**20])
+@pytest.mark.parametrize("name", list(BROKEN))
+def test_bad_records_are_left_out_where_that_is_wanted(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the file is cut into what is read at a time."""
+    content = BROKEN[name].replace(b"LONG", b"long " * 40)
+    monkeypatch.setattr(corpus, "BLOCK", block)
+    monkeypatch.setattr(corpus, "LONGEST", 100)
+    Path(name).write_bytes(content)
+    skipped: list[str] = []
+    assert list(read_corpus(name, skipped.append)) == ["one", "two"]
+    words = ["not JSON", "not UTF-8", "no field 'text'"] if name == "c.jsonl" else ["not UTF-8"]
+    for sentence, expected in zip(skipped, [*words, "longer than"], strict=True):
+        assert expected in sentence
+        assert name in sentence
+    assert f"byte 0xff at offset {content.index(0xFF)}" in next(s for s in skipped if "UTF-8" in s)
+    with pytest.raises(InputError, match="corpus: (line|text) 2 of"):
+        list(read_corpus(name))
+
+
+def test_a_corpus_at_a_url() -> None:
+    import fsspec
+
+    with fsspec.open("memory://texts/c.jsonl", "wb") as file:
+        file.write(b'{"text": "one"}')
+    assert list(read_corpus("memory://texts/c.jsonl")) == ["one"]
+    with pytest.raises(InputError, match="there is no file memory://texts/d.txt"):
+        list(read_corpus("memory://texts/d.txt"))

@@ -6,17 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jaxcircuits import Settings, encode, forward, load_bundle, load_run
+from jaxcircuits import Settings, load_bundle, load_run
 from jaxcircuits.bulk import attribute_to_run, read_prompts
-from jaxcircuits.bulk.edge_statistics import FILE, merge_statistics, partial_statistics, statistics_of
-from jaxcircuits.bulk.store import write_parquet
+from jaxcircuits.bulk.edge_statistics import FILE, statistics_of
 from jaxcircuits.cli import main
 from jaxcircuits.report import top
 from tests.helpers import saved_bundle
@@ -167,44 +164,20 @@ def test_targets_that_are_off_are_seen(capsys) -> None:
 
 
 def test_denominators_where_the_run_kept_activations(stored: Path) -> None:
-    """A run in the corpus layout: activations beside edges, prompts with their lengths."""
-    bundle, run = load_bundle(stored / "tiny"), load_run("all")
-    prompts = run.prompts
-    tokens = [np.array(t) for t in prompts["tokens"].to_pylist()]
-    sides = []
-    for side, (hook, sae) in enumerate(bundle.saes.items()):
-        for row, ids in enumerate(tokens):
-            padded = jnp.asarray(np.pad(ids, (0, 16 - len(ids))), jnp.int32)  # of one length: it compiles once
-            acts = np.array(encode(sae, forward(bundle.params, bundle.cfg, padded, taps=[hook])[1][hook]))[: len(ids)]
-            acts[0] = 0  # BOS
-            pos, feature = np.nonzero(acts)
-            ints = {"side": np.full(len(pos), side), "prompt": np.full(len(pos), row), "pos": pos, "feature": feature}
-            sides.append(
-                pa.table({n: pa.array(v, pa.int32()) for n, v in ints.items()} | {"activation": acts[pos, feature]})
-            )
-    activations = pa.concat_tables(sides)
-    prompts = prompts.append_column("n_tokens", pa.array([len(t) for t in tokens], pa.int32()))
-    prompts = prompts.append_column("first_counted", pa.array([1] * len(tokens), pa.int32()))
-    record = json.loads(Path("all/run.json").read_text())
-    assert len(record["parts"]) == 1
-    record["parts"][0]["activations"] = {"file": "activations/part-00000.parquet"}
-    write_parquet(Path("all/prompts.parquet"), prompts)
-    for place in ("activations", "statistics/pairs", "statistics/features"):
-        (Path("all") / place).mkdir(parents=True)
-    write_parquet(Path("all/activations/part-00000.parquet"), activations)
-    Path("all/run.json").write_text(json.dumps(record))
-    for kind, table in partial_statistics(run.edges, activations, prompts).items():
-        write_parquet(Path(f"all/statistics/{kind}/part-00000.parquet"), table)
-    merge_statistics(Path("all"))
-    kept = pq.read_table(Path("all") / FILE)
-    assert kept.equals(statistics_of(load_run("all"), quiet=True))
-    frame = kept.to_pandas()
+    """Statistics that a run kept are those of its edges and activations, and count what they say they count."""
+    bundle = load_bundle(stored / "tiny")
+    prompts = read_prompts(bundle, texts=TEXTS)
+    options = {"activations": True, "statistics": True, "quiet": True}
+    run, _ = attribute_to_run(bundle, Settings(positions="all"), prompts, "kept", **options)
+    kept = run.statistics.to_table()
+    assert kept.equals(statistics_of(run, quiet=True))
+    frame, activations = kept.to_pandas(), run.activations.to_table()
     assert (frame.both_active <= frame[["target_active", "source_active"]].min(axis=1)).all()
     near = frame[frame.offset == 0]
     for side, end in enumerate(("source", "target")):
         acts = activations.filter(pc.field("side") == side).to_pandas().groupby("feature").size()
         assert (near[f"{end}_active"].to_numpy() == acts.loc[near[f"{end}_feature"]].to_numpy()).all()
-    assert (near.position_pairs == sum(len(t) - 1 for t in tokens)).all()
+    assert (near.position_pairs == sum(len(t) - 1 for t in run.tokens)).all()
 
 
 def test_without_edges_there_are_statistics_alone(capsys) -> None:

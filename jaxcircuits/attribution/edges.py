@@ -43,6 +43,9 @@ TARGET_COLUMNS: dict[str, type] = {
 }
 """One row a target: how many edges are listed and their sum; how many were cut, and the sum of what was."""
 
+SOURCE_COLUMNS: dict[str, type] = {"prompt": np.int32, "pos": np.int32, "feature": np.int32, "activation": np.float32}
+"""One row a source that is active at a position that counts, whether or not it drives anything."""
+
 REMAINDER_COLUMNS = (
     "attribution_elsewhere",
     "attribution_bos",

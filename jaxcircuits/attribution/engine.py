@@ -6,18 +6,21 @@
 4. List every kept pair of a target and a source as an edge (`listing`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcircuits.attribution.edges import Columns, concatenate, edge_columns, target_columns
+from jaxcircuits.ahead import Ahead
+from jaxcircuits.attribution.edges import SOURCE_COLUMNS, Columns, concatenate, edge_columns, target_columns
 from jaxcircuits.attribution.ends import ATTENTION_ENDS, target_end
-from jaxcircuits.attribution.listing import list_edges
+from jaxcircuits.attribution.listing import list_edges, list_sources
 from jaxcircuits.attribution.plan import Counts, Plan, device_memory, grown, halved, make_plan
 from jaxcircuits.attribution.problem import PRECISIONS, Settings, resolve
 from jaxcircuits.attribution.program import Found, Passed, attribute_chunk, forward_pass, same_position
@@ -26,6 +29,7 @@ from jaxcircuits.attribution.tables import make_tables
 from jaxcircuits.attribution.task import Shape, Task
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
+from jaxcircuits.mesh import batch_size, place_batch, place_weights
 
 Prompts = Sequence[tuple[int, Int[np.ndarray, "_pos"]]]
 """Row number and token ids of each."""
@@ -55,20 +59,31 @@ class Report:
     split: int = 0
 
 
+class Listed(NamedTuple):
+    """What some prompts give: `edge_columns`, `target_columns`, and the sources that are active (`SOURCE_COLUMNS`)."""
+
+    edges: Columns
+    targets: Columns
+    sources: Columns
+
+
 class Engine:
     """Attribution between two SAEs of a bundle; holds what all prompts share.
 
     Args:
         bundle: Model and SAEs.
         settings: What to attribute to what.
-        memory: Bytes to plan for; by default by what the device has.
+        memory: Bytes to plan for, on each device; by default by what it has.
+        mesh: The devices, from `make_mesh`; one by default.
 
     Raises:
         InputError: The settings do not fit the bundle, or ask of a method what it does not cover.
     """
 
-    def __init__(self, bundle: Bundle, settings: Settings, memory: int | None = None) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, settings: Settings, memory: int | None = None, mesh: Mesh | None = None) -> None:
+        self.mesh = mesh
+        params, saes = place_weights((bundle.params, dict(bundle.saes)), mesh)
+        self.bundle = bundle = replace(bundle, params=params, saes=saes)
         if settings.stages and settings.parts == "none":
             settings = replace(settings, parts="kinds")
         self.settings = settings
@@ -82,7 +97,8 @@ class Engine:
         self.edge_columns = edge_columns(settings, bundle.cfg.n_heads)
         self.target_columns = target_columns(settings)
         with jax.default_matmul_precision(PRECISIONS[settings.precision]):
-            self.tables = make_tables(bundle, self.pair, neurons=settings.source_basis == "neurons")
+            tables = make_tables(bundle, self.pair, neurons=settings.source_basis == "neurons")
+        self.tables = place_weights(tables, mesh)
 
     @property
     def method(self) -> str:
@@ -130,8 +146,13 @@ class Engine:
 
     # --- before a job -----------------------------------------------------------------------------
 
-    def make_plan(self, prompts: Prompts, targets: Named = None) -> Plan:
+    def make_plan(self, prompts: Prompts, targets: Named = None, lengths: Sequence[int] | None = None) -> Plan:
         """Chooses the shapes of a job and keeps them: looks at some of its prompts, and at the memory.
+
+        Args:
+            prompts: Of the job; where they are only some of it, `lengths` are of all.
+            targets: As for `run`.
+            lengths: Of the whole job's prompts; by default of `prompts`.
 
         Raises:
             InputError: A prompt or a target cannot be used.
@@ -145,18 +166,28 @@ class Engine:
             "d_in": source.d_in,
             "bytes": self.bundle.params.W_E.dtype.itemsize,
         }
-        lengths = [len(tokens) for _, tokens in prompts]
+        sampled = lengths is not None
+        lengths = [len(tokens) for _, tokens in prompts] if lengths is None else lengths
         memory = self.memory or device_memory()
         longest = max(lengths)
         if longest * max(widths["d_sae"], widths["d_sae_target"]) <= SMALL:
             every = Counts(widths["d_sae"], widths["d_sae"], widths["d_sae_target"])
-            self.plan = make_plan(self.task, widths, lengths, every, memory, exact=True)
+            self.plan = self._spread(make_plan(self.task, widths, lengths, every, memory, exact=True), lengths)
             return self.plan
         nothing = Counts(1, 1, 1 if targets is None else len(targets))
-        probing = make_plan(self.task, widths, lengths, nothing, memory, exact=True)
+        probing = self._spread(make_plan(self.task, widths, lengths, nothing, memory, exact=True), lengths)
         counts, exact = self._probe(prompts, targets, probing)
-        self.plan = make_plan(self.task, widths, lengths, counts, memory, exact=exact)
+        plan = make_plan(self.task, widths, lengths, counts, memory, exact=exact and not sampled)
+        self.plan = self._spread(plan, lengths)
         return self.plan
+
+    def _spread(self, plan: Plan, lengths: Sequence[int]) -> Plan:
+        """A plan for one device, spread over all of them: its batches are so many times as large."""
+        if self.mesh is None:
+            return plan
+        batches = [batch_size(shape.batch, len(lengths), self.mesh) for shape in plan.shapes]
+        shapes = tuple(replace(s, batch=n, sequences_at_once=n) for s, n in zip(plan.shapes, batches, strict=True))
+        return replace(plan, shapes=shapes)
 
     def _probe(self, prompts: Prompts, named: Named, plan: Plan) -> tuple[Counts, bool]:
         """Counts sources and targets in batches of the commonest length, and says whether these were all prompts."""
@@ -176,20 +207,25 @@ class Engine:
             targets = len(named) / min(len(tokens) for _, tokens in prompts)
         return Counts(sources, per_position, targets), len(chosen) == len(batches) <= PROBED
 
-    def fit_baseline(self, prompts: Prompts) -> None:
-        """Sets the baseline of integrated derivatives: zero, or the sources' mean over positions that count."""
+    def fit_baseline(self, parts: Iterable[Prompts]) -> None:
+        """Sets the baseline of integrated derivatives: zero, or the sources' mean over positions that count.
+
+        Args:
+            parts: All prompts, some at a time.
+        """
         d_sae = self.tables.directions.shape[0]
         if self.settings.derivative != "integrated":
             return
         dtype = self.bundle.params.W_E.dtype
         total, n = np.zeros(d_sae), 0
         if self.settings.baseline == "mean":
-            plan = self.plan or self.make_plan(prompts)
-            for batch, shape in self._batches(prompts, plan):
-                passed = self._forward(batch, shape, None)
-                counted = np.asarray(passed.counted)
-                total += np.asarray(passed.acts, np.float64)[counted].sum(0)
-                n += int(counted.sum())
+            for prompts in parts:
+                plan = self.plan or self.make_plan(prompts)
+                for batch, shape in self._batches(prompts, plan):
+                    passed = self._forward(batch, shape, None)
+                    counted = np.asarray(passed.counted)
+                    total += np.asarray(passed.acts, np.float64)[counted].sum(0)
+                    n += int(counted.sum())
         self.baseline = (total / max(n, 1)).astype(dtype)
 
     # --- a job ------------------------------------------------------------------------------------
@@ -207,17 +243,27 @@ class Engine:
         Raises:
             InputError: A prompt is empty, too long, or holds an unknown token id, or a named target does not exist.
         """
+        listed = self.listed(prompts, targets)
+        return listed.edges, listed.targets
+
+    def listed(self, prompts: Prompts, targets: Named = None) -> Listed:
+        """`run`, and the sources that are active. While one batch is listed, the next is computed."""
         for row, tokens in prompts:
             check_tokens(tokens, self.bundle, row)
         if not prompts:
-            return concatenate([], self.edge_columns), concatenate([], self.target_columns)
+            return Listed(*(concatenate([], c) for c in (self.edge_columns, self.target_columns, SOURCE_COLUMNS)))
         plan = self.plan or self.make_plan(prompts, targets)
         if self.settings.derivative == "integrated" and self.baseline is None:
-            self.fit_baseline(prompts)
-        parts = [part for batch, shape in self._batches(prompts, plan) for part in self._run(batch, shape, targets)]
-        edges = concatenate((e for e, _ in parts), self.edge_columns)
-        listed = concatenate((t for _, t in parts), self.target_columns)
-        return _by_prompt(edges), _by_prompt(listed)
+            self.fit_baseline([prompts])
+        with Ahead() as ahead:
+            batches = self._batches(prompts, plan)
+            parts = [part for batch, shape in batches for part in self._run(batch, shape, targets, ahead)]
+        edges, found, sources = zip(*(part.result() for part in parts), strict=True)
+        return Listed(
+            _by_prompt(concatenate(edges, self.edge_columns)),
+            _by_prompt(concatenate(found, self.target_columns)),
+            _by_prompt(concatenate(sources, SOURCE_COLUMNS)),
+        )
 
     def _batches(self, prompts: Prompts, plan: Plan) -> Iterator[tuple[Prompts, Shape]]:
         by_shape: dict[Shape, list[tuple[int, np.ndarray]]] = {}
@@ -227,12 +273,12 @@ class Engine:
             for i in range(0, len(members), shape.batch):
                 yield members[i : i + shape.batch], shape
 
-    def _run(self, batch: Prompts, shape: Shape, named: Named) -> list[tuple[Columns, Columns]]:
-        """The edges of a batch, by chunk of targets; in halves where memory does not suffice."""
+    def _run(self, batch: Prompts, shape: Shape, named: Named, ahead: Ahead) -> list[Future]:
+        """What a batch gives, by chunk of targets, as it will be `Listed`; in halves where memory does not suffice."""
         self.report.batches += 1
         try:
             while True:
-                parts, most = self._attempt(batch, shape, named)
+                parts, most = self._attempt(batch, shape, named, ahead)
                 if parts is not None:
                     return parts
                 shape = grown(shape, most)
@@ -247,18 +293,15 @@ class Engine:
                 ) from None
         self.report.split += 1
         if shape.batch == 1:
-            return self._run(batch, halved(shape), named)
+            return self._run(batch, halved(shape), named, ahead)
         smaller = replace(shape, batch=shape.batch // 2)
         halves = (batch[i : i + smaller.batch] for i in range(0, len(batch), smaller.batch))
-        return [part for half in halves for part in self._run(half, smaller, named)]
+        return [part for half in halves for part in self._run(half, smaller, named, ahead)]
 
-    def _attempt(
-        self, batch: Prompts, shape: Shape, named: Named
-    ) -> tuple[list[tuple[Columns, Columns]] | None, Shape]:
-        """The edges of a batch, or `None` where they did not fit; and what room they need."""
+    def _attempt(self, batch: Prompts, shape: Shape, named: Named, ahead: Ahead) -> tuple[list[Future] | None, Shape]:
+        """What a batch gives, or `None` where it did not fit; and what room it needs."""
         most = shape
         parts = []
-        rows = np.array([row for row, _ in batch], np.int32)
         sources = targets = None
         for *lists, found, first in self._found(batch, shape, named):
             if sources is None:
@@ -274,12 +317,20 @@ class Engine:
             needed = (most.sources, most.per_position, most.targets, most.kept)
             if any(n > r for n, r in zip(needed, room, strict=True)):
                 return None, most
-            assert targets is not None
-            listed = list_edges(
-                rows, sources, targets, found, first, self.tables, self.baseline, self.settings, self.bundle.cfg.n_heads
-            )
-            parts.append(listed)
+            parts.append(ahead.submit(self._listed, batch, sources, targets, found, first))
         return parts, most
+
+    def _listed(self, batch: Prompts, sources: Any, targets: Any, found: Found, first: int) -> Listed:
+        rows = np.array([row for row, _ in batch], np.int32)
+        edges = list_edges(
+            rows, sources, targets, found, first, self.tables, self.baseline, self.settings, self.bundle.cfg.n_heads
+        )
+        if first:  # sources are listed once a batch
+            return Listed(*edges, concatenate([], SOURCE_COLUMNS))
+        counted = np.zeros((len(batch), sources.starts.shape[1] - 1), bool)
+        for i, (_, ids) in enumerate(batch):
+            counted[i, : len(ids)] = self.counted(ids)
+        return Listed(*edges, list_sources(rows, sources, counted, self.tables.directions.shape[0]))
 
     def _found(self, batch: Prompts, shape: Shape, named: Named) -> Iterator[tuple[Sources, Targets, Found, int]]:
         """Runs the programs on a batch; a chunk of targets at a time where all positions are sources."""
@@ -324,14 +375,15 @@ class Engine:
             tokens[i, : len(ids)] = ids
             counted[i, : len(ids)] = self.counted(ids)
         if named is None:
-            return jnp.asarray(tokens), jnp.asarray(counted), None
+            return (*place_batch((jnp.asarray(tokens), jnp.asarray(counted)), self.mesh), None)
         pos, feature = np.zeros((2, shape.batch, shape.targets), np.int32)
         count = np.zeros(shape.batch, np.int32)
         for i, (_, ids) in enumerate(batch):
             at, which = named_targets(named, self.pair.target.cfg.d_sae, counted[i, : len(ids)])
             n = min(len(at), shape.targets)
             pos[i, :n], feature[i, :n], count[i] = at[:n], which[:n], len(at)
-        return jnp.asarray(tokens), jnp.asarray(counted), tuple(map(jnp.asarray, (pos, feature, count)))
+        given = jnp.asarray(tokens), jnp.asarray(counted), tuple(map(jnp.asarray, (pos, feature, count)))
+        return place_batch(given, self.mesh)
 
     def counted(self, ids: Int[np.ndarray, "pos"]) -> Bool[np.ndarray, "pos"]:
         """Which positions count as source and target: all but a BOS at position 0, unless that is asked for."""

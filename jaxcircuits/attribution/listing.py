@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxcircuits.attribution.edges import REMAINDER_COLUMNS, Columns, part_names
 from jaxcircuits.attribution.problem import Settings
@@ -68,6 +68,19 @@ def list_edges(
     if settings.stages:
         edges["norm_stage"] = weights[:, -1]
     return edges, _list_targets(rows, targets, found, first, edges["attribution"], batch, target, settings)
+
+
+def list_sources(rows: Int[np.ndarray, "_n"], sources: Any, counted: Bool[np.ndarray, "_n pos"], d_sae: int) -> Columns:
+    """The sources that are active at positions that count, by prompt, position and feature.
+
+    Where every feature is a source, active or not, those that are zero are left out.
+    """
+    n = len(rows)
+    there = np.arange(sources.flat.shape[1]) < sources.number[:n, None]
+    there &= np.take_along_axis(counted, sources.flat[:n] // d_sae, 1) & (sources.act[:n] != 0)
+    at = np.nonzero(there)
+    pos, feature = np.divmod(sources.flat[at], d_sae)
+    return {"prompt": rows[at[0]], "pos": pos, "feature": feature, "activation": sources.act[at]}
 
 
 def _weight_columns(

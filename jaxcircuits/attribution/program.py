@@ -124,7 +124,7 @@ def attribute_chunk(
         return lax.cond(first < passed.targets.number, one, nothing, passed)
 
     if shape.sequences_at_once >= shape.batch:
-        return jax.vmap(unless_done)(passed)
+        return jax.vmap(one)(passed)  # side by side, what is done is computed all the same
     at_once = shape.sequences_at_once if shape.sequences_at_once > 1 else None
     return lax.map(unless_done, passed, batch_size=at_once)
 

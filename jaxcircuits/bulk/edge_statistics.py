@@ -22,8 +22,9 @@ from jaxcircuits.bulk import estimates
 from jaxcircuits.bulk.feature_counts import feature_counts, from_table
 from jaxcircuits.bulk.pair_sums import KEY, SUMS, pair_sums
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
+from jaxcircuits.bulk.run import Run
 from jaxcircuits.bulk.statistics_table import derive, finish
-from jaxcircuits.bulk.store import Run, write_parquet
+from jaxcircuits.bulk.store import write_table
 from jaxcircuits.errors import InputError
 from jaxcircuits.progress import progress
 
@@ -129,7 +130,7 @@ def statistics_of(
     >>> with tempfile.TemporaryDirectory() as place:
     ...     run, _ = attribute_to_run(bundle, Settings(), prompts, f"{place}/run", quiet=True)
     ...     table = statistics_of(run, min_stories=2, quiet=True)
-    ...     sum(table["edges"].to_pylist()) == run.edges.num_rows
+    ...     sum(table["edges"].to_pylist()) == run.rows("edges")
     True
     """
     import pyarrow.parquet as pq
@@ -150,7 +151,7 @@ def statistics_of(
             sums = partial_statistics(read_part(run, part, "edges", rows), *_or_nothing(activations, few))
             tables = {f"statistics/{kind}": table for kind, table in sums.items()}
             for kind, table in {**tables, "targets": read_part(run, part, "targets")}.items():
-                write_parquet(Path(scratch) / kind / f"part-{i:05d}.parquet", table)
+                write_table(Path(scratch) / kind / f"part-{i:05d}.parquet", table)
             bar.update(task, advance=1)
         merge_statistics(Path(scratch), min_stories=min_stories)
         return pq.read_table(Path(scratch) / FILE)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxcircuits.bulk.edge_statistics import FILE, facts_of, statistics_of
 from jaxcircuits.bulk.estimates import Prior, shrink
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
-from jaxcircuits.bulk.store import Run
+from jaxcircuits.bulk.run import Run
 from jaxcircuits.errors import InputError
 from jaxcircuits.progress import progress
 

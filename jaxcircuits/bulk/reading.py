@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from jaxcircuits.bulk.store import Run
+from jaxcircuits.bulk.run import Run
 from jaxcircuits.errors import InputError
 
 if TYPE_CHECKING:

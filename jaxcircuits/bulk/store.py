@@ -1,116 +1,154 @@
-"""A run on disk: `run.json`, `prompts.parquet`, `edges/part-*.parquet`, `targets/part-*.parquet`.
+"""A run on disk while it is written: parts as Parquet, and `run.json`, which names those that count.
 
-A part counts when `run.json` names it, so that a half-written part is never read.
+Whatever is written first and named last: a part that a kill left half-written, or whole but not named, is computed
+again. One process writes `run.json`; others leave a note beside it, which that one takes up.
 """
 
-import os
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxcircuits.attribution.edges import EDGE_COLUMNS, TARGET_COLUMNS, Columns, empty, to_arrow
 from jaxcircuits.errors import InputError
-from jaxcircuits.files import read_json, sha256, write_json
+from jaxcircuits.places import Place
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
-SCHEMA = 1
+SCHEMA = 2
+
+RECORD, NOTES = "run.json", ".notes"
+
+ROWS = 2**17
+"""Rows a row group: what is read to have one row."""
 
 
-class RunWriter:
-    """Writes a run's parts into an empty directory; `finish` writes `run.json`, without which nothing counts."""
+class Store:
+    """Parts of a run and its record.
 
-    def __init__(self, path: Path, edge_columns: Mapping[str, type], target_columns: Mapping[str, type]) -> None:
-        self.path = path
-        self.schemas = {"edges": edge_columns, "targets": target_columns}
-        self.parts: list[dict[str, Any]] = []
-        for name in ("edges", "targets"):
-            (path / name).mkdir()
-
-    def write(self, edges: Columns, targets: Columns, prompts: tuple[int, int]) -> None:
-        """Writes one part: the edges and targets of prompts `first` up to, not including, `last`."""
-        name = f"part-{len(self.parts):05d}.parquet"
-        files = {}
-        for kind, columns in (("edges", edges), ("targets", targets)):
-            file = f"{kind}/{name}"
-            write_parquet(self.path / file, to_arrow(columns, self.schemas[kind]))
-            files[kind] = {"file": file, "rows": len(columns["prompt"]), "sha256": sha256(self.path / file)}
-        self.parts.append({"prompts": list(prompts), **files})
-
-    def finish(self, prompts: "pa.Table", description: Mapping[str, Any]) -> None:
-        """Writes the prompts and, last, `run.json`."""
-        write_parquet(self.path / "prompts.parquet", prompts)
-        record = {"schema": SCHEMA, **description, "prompts": prompts.num_rows, "parts": self.parts}
-        write_json(self.path / "run.json", record)
-
-
-def write_parquet(path: Path, table: "pa.Table") -> None:
-    """Writes a table with zstd compression."""
-    import pyarrow.parquet as pq
-
-    pq.write_table(table, path, compression="zstd")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        path: Its directory.
-        record: What `run.json` says: settings, versions, device, hashes, plan, parts.
+    Args:
+        place: The run's directory.
+        record: What `run.json` says so far.
     """
 
-    path: Path
-    record: Mapping[str, Any]
+    def __init__(self, place: Place, record: dict[str, Any]) -> None:
+        self.place = place
+        self.record = record
 
     @property
-    def edges(self) -> "pa.Table":
-        """Every edge, in the order of prompts, targets and sources."""
-        return self._table("edges")
+    def done(self) -> set[int]:
+        """Numbers of the parts that count."""
+        return {part["part"] for part in self.record["parts"]}
 
-    @property
-    def targets(self) -> "pa.Table":
-        """Every target."""
-        return self._table("targets")
+    def save(self) -> None:
+        """Writes `run.json`; its entries have one order, whichever was there first."""
+        self.record["files"] = dict(sorted(self.record["files"].items()))
+        self.place.write(RECORD, _json(self.record))
 
-    @property
-    def prompts(self) -> "pa.Table":
-        """The prompts: number, text, tokens."""
-        import pyarrow.parquet as pq
+    def write_part(self, number: int, entry: Mapping[str, Any], tables: Mapping[str, "pa.Table"]) -> dict[str, Any]:
+        """Writes the files of a part and returns its entry, with which it does not count yet."""
+        files = {}
+        for kind, table in tables.items():
+            name, content = f"{kind}/part-{number:05d}.parquet", parquet_bytes(table)
+            self.place.write(name, content)
+            digest = hashlib.sha256(content).hexdigest()
+            files[kind] = {"file": name, "rows": table.num_rows, "bytes": len(content), "sha256": digest}
+        return {"part": number, **entry, **files}
 
-        return pq.read_table(self.path / "prompts.parquet")
+    def count(self, entry: Mapping[str, Any]) -> None:
+        """Lets a part count."""
+        self.record["parts"] = sorted([*self.record["parts"], entry], key=lambda part: part["part"])
+        self.save()
 
-    def to_pandas(self) -> "pd.DataFrame":
-        """The edges as a pandas frame."""
-        return self.edges.to_pandas()
+    def note(self, entry: Mapping[str, Any]) -> None:
+        """Leaves a part's entry for the process that writes `run.json`."""
+        self.place.write(f"{NOTES}/part-{entry['part']:05d}.json", _json(entry))
 
-    def _table(self, kind: str) -> "pa.Table":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def take_up_notes(self) -> None:
+        """Lets the parts count that other processes finished.
 
-        schema = EDGE_COLUMNS if kind == "edges" else TARGET_COLUMNS
-        try:
-            tables = [pq.read_table(self.path / part[kind]["file"]) for part in self.record["parts"]]
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"the run {self.path} is damaged ({str(error).splitlines()[0]}); run it again.") from None
-        if not tables:
-            return to_arrow(empty(schema), schema)
-        return pa.concat_tables(tables)
+        Raises:
+            InputError: One of them stopped.
+        """
+        notes = self.place.sizes(NOTES)
+        entries = [json.loads(self.place.read(name)) for name in sorted(notes)]
+        stopped = [entry for entry in entries if "stopped" in entry]
+        if stopped:
+            raise InputError(f"process {stopped[0]['process']} stopped: {stopped[0]['stopped']}")
+        new = [entry for entry in entries if entry["part"] not in self.done]
+        if new:
+            self.record["parts"] = sorted([*self.record["parts"], *new], key=lambda part: part["part"])
+            self.save()
+
+    def note_stop(self, process: int, sentence: str) -> None:
+        """Says that a process goes no further."""
+        self.place.write(f"{NOTES}/stopped-{process:03d}.json", _json({"process": process, "stopped": sentence}))
+
+    def remove_notes(self, prefix: str = "") -> None:
+        """Removes what processes left for each other."""
+        for name in self.place.sizes(NOTES):
+            if name.startswith(f"{NOTES}/{prefix}"):
+                self.place.remove(name)
+        if self.place.local is not None and (self.place.local / NOTES).is_dir() and not prefix:
+            (self.place.local / NOTES).rmdir()
+
+    def drop_damaged(self) -> list[int]:
+        """Lets no part count that is not whole: sizes of all, and every byte of the newest. Returns their numbers."""
+        sizes = self.place.sizes()
+        parts = self.record["parts"]
+        damaged = [part["part"] for part in parts if any(sizes.get(f["file"]) != f["bytes"] for f in files_of(part))]
+        for part in parts[-1:]:
+            if part["part"] not in damaged and any(self.place.sha256(f["file"]) != f["sha256"] for f in files_of(part)):
+                damaged.append(part["part"])
+        if damaged:
+            self.record["parts"] = [part for part in parts if part["part"] not in damaged]
+            self.save()
+        return damaged
 
 
-def load_run(path: str | os.PathLike) -> Run:
-    """Opens a run that `jaxcircuits attribute` wrote.
+def files_of(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The files that a part's entry names."""
+    return [entry for entry in part.values() if isinstance(entry, Mapping) and "file" in entry]
+
+
+def read_record(place: Place) -> dict[str, Any] | None:
+    """What `run.json` says; `None` where there is none.
 
     Raises:
-        InputError: There is none, or another version wrote it.
+        InputError: It is no run's, or another version wrote it.
     """
-    path = Path(path)
-    if not (path / "run.json").is_file():
-        raise InputError(f"there is no finished run in {path}; expected a directory with run.json.")
-    record = read_json(path / "run.json", "run")
+    if not place.exists(RECORD):
+        return None
+    try:
+        record = json.loads(place.read(RECORD))
+    except (ValueError, RecursionError):
+        record = None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise InputError(f"{path / 'run.json'}: expected a run of schema {SCHEMA}; run it again with this version.")
-    return Run(path, record)
+        raise InputError(
+            f"{place.name}/{RECORD}: expected a run of schema {SCHEMA}; run it again with this version, "
+            "with --overwrite to replace it."
+        )
+    return record
+
+
+def parquet_bytes(table: "pa.Table") -> bytes:
+    """A table as a Parquet file: zstd, floats as streams of their bytes, which compress better and faster."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    others = [field.name for field in table.schema if field.name not in floats]
+    encodings: dict[str, Any] = {"use_dictionary": others, "use_byte_stream_split": floats}
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS, **encodings)
+    return sink.getvalue().to_pybytes()
+
+
+def write_table(path: Path, table: "pa.Table") -> None:
+    """Writes a table to a file that nobody reads before it is whole."""
+    path.write_bytes(parquet_bytes(table))
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

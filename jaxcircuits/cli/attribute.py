@@ -1,10 +1,12 @@
 """`jaxcircuits attribute`."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from jaxcircuits.cli.common import add_command, common_options, count, end_options, named, warn
+
+SHOWN = 10
+"""Prompts left out that are said one by one."""
 
 
 def add(commands: Any) -> None:
@@ -22,7 +24,8 @@ jaxcircuits attribute --prompt "The cat sat." --positions all --top-k 10 --out r
 jaxcircuits attribute --prompt "The cat sat." --derivative frozen --parts kinds --stages
 jaxcircuits attribute --corpus stories.txt --positions all --min-attribution 0.01 --memory 8GB
 jaxcircuits attribute --prompt "The cat sat." --targets last:880
-jaxcircuits attribute --corpus stories.txt --truncate --out runs/stories
+jaxcircuits attribute --corpus stories.txt --truncate --out runs/stories    # once more to go on where it ended
+jaxcircuits attribute --corpus stories.txt --edges none --activations
 jaxcircuits attribute                     # the shipped weights and their stories""",
     )
     end_options(sub)
@@ -31,7 +34,9 @@ jaxcircuits attribute                     # the shipped weights and their storie
     what.add_argument(
         "--prompt-ids", metavar="FILE", help="JSON list of token ids, or list of lists, taken as they are"
     )
-    what.add_argument("--corpus", metavar="FILE", help=".txt, .jsonl or .parquet with one prompt a record")
+    what.add_argument(
+        "--corpus", metavar="FILE", help=".txt, .jsonl or .parquet with one prompt a record; of any size, or a URL"
+    )
     sub.add_argument(
         "--targets", nargs="+", action="extend", type=_target, metavar="POS:FEATURE", help="only these; POS may be last"
     )
@@ -67,14 +72,42 @@ jaxcircuits attribute                     # the shipped weights and their storie
     sub.add_argument(
         "--precision", choices=tuple(p.PRECISIONS), default="highest", help="of matrix products (a CPU has one)"
     )
-    sub.add_argument("--memory", metavar="SIZE", help="to plan for, such as 8GB (default: what the device has)")
+    sub.add_argument("--memory", metavar="SIZE", help="to plan for, such as 8GB (default: what a device has)")
+    sub.add_argument("--edges", choices=("all", "none"), default="all", help="none: keep statistics and targets only")
+    sub.add_argument("--activations", action="store_true", help="keep the active features of both SAEs")
+    sub.add_argument(
+        "--statistics",
+        action=argparse.BooleanOptionalAction,
+        help="of the edges of each pair of features (default: of a corpus)",
+    )
     sub.add_argument("--truncate", action="store_true", help="cut prompts that are longer than the context")
     sub.add_argument("--skip-bad", action="store_true", help="leave out prompts that cannot be used, and say which")
     sub.add_argument(
-        "--out", type=named, metavar="DIR", help="run directory (default: the next free runs/attribute-NNN)"
+        "--out", type=named, metavar="DIR", help="run directory or its URL (default: the next free runs/attribute-NNN)"
     )
+    _machine_options(sub)
     sub.add_argument("--show", type=count, default=15, metavar="N", help="edges to print (default 15)")
     common_options(sub)
+
+
+def _machine_options(sub: argparse.ArgumentParser) -> None:
+    machines = sub.add_argument_group("several devices, several machines")
+    machines.add_argument(
+        "--mesh", type=_mesh, metavar="DATAxMODEL", help="of this process's devices (default: all along the prompts)"
+    )
+    machines.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, the same in every process")
+    machines.add_argument("--num-processes", type=count, metavar="N", help="how many processes there are")
+    machines.add_argument("--process-id", type=count, metavar="I", help="which one this is, from 0")
+    machines.add_argument(
+        "--distributed", action="store_true", help="JAX finds the other processes by itself: TPU pods, Slurm"
+    )
+
+
+def _mesh(text: str) -> tuple[int, int]:
+    data, _, model = text.partition("x")
+    if not (data.isdecimal() and model.isdecimal()) or 0 in (int(data), int(model)):
+        raise argparse.ArgumentTypeError(f"expected two numbers of devices such as 4x2, got {text!r}")
+    return int(data), int(model)
 
 
 def _target(text: str) -> tuple[int, int]:
@@ -98,13 +131,14 @@ def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     from jaxcircuits.attribution import Settings
     from jaxcircuits.attribution.plan import parse_memory
-    from jaxcircuits.bulk.runner import attribute_to_run, next_free, read_prompts
+    from jaxcircuits.bulk import attribute_to_run, processes, read_prompts
+    from jaxcircuits.bulk.runner import next_free
     from jaxcircuits.bundle import load_bundle, shipped_bundle
-    from jaxcircuits.files import check_free
+    from jaxcircuits.mesh import make_mesh
     from jaxcircuits.report.tables import edge_table, print_tables
 
-    out = Path(args.out) if args.out else next_free("runs", "attribute")
-    check_free(out, args.overwrite)
+    processes.join(args.coordinator, args.num_processes, args.process_id, found=args.distributed)
+    out = args.out or str(next_free("runs", "attribute"))
     settings = Settings(
         source=args.source_sae,
         target=args.target_sae,
@@ -150,20 +184,41 @@ def run(args: argparse.Namespace) -> None:
         memory=None if args.memory is None else parse_memory(args.memory),
         overwrite=args.overwrite,
         quiet=args.quiet,
-        keep=args.show,
+        keep=args.show if not args.quiet and processes.is_first() else 0,
+        edges=args.edges == "all",
+        activations=args.activations,
+        statistics=_statistics(args, of_corpus=corpus is not None),
+        mesh=make_mesh(*(args.mesh or ())),
+        say=_silent if args.quiet or not processes.is_first() else print,
     )
-    edges = sum(part["edges"]["rows"] for part in run.record["parts"])
-    targets = sum(part["targets"]["rows"] for part in run.record["parts"])
-    for line in prompts.skipped:
+    if not processes.is_first():
+        return
+    skipped, more = run.record["inputs"]["skipped"], run.record["inputs"]["n_skipped"] - SHOWN
+    for line in skipped[:SHOWN]:
         warn(f"left out: {line}")
-    if not edges:
+    if more > 0:
+        warn(f"left out: {more:,} more; see inputs in {out}/run.json.")
+    edges = run.rows("edges")
+    if args.edges == "all" and not edges:
         warn("no pair of active features was found, so the run has no edges; lower the thresholds or use other text.")
     if not args.quiet:
         if edges:
-            print_tables(edge_table(bundle, prompts.ids, strongest))
+            print_tables(edge_table(bundle, run.tokens, strongest))
         used = run.record["settings"]
+        counted = f"{edges:,} edges into {run.rows('targets'):,} targets of " if args.edges == "all" else ""
         print(
-            f"{edges:,} edges into {targets:,} targets of {len(prompts.ids):,} prompts · "
+            f"{counted}{run.record['prompts']:,} prompts · "
             f"{used['source']} → {used['target']} · method {used['method']} · derivative {used['derivative']}"
         )
         print(f"written to {out}")
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def _statistics(args: argparse.Namespace, *, of_corpus: bool) -> bool:
+    """Whether to sum up edges; by default for a corpus of which every active feature counts."""
+    if args.statistics is not None:
+        return args.statistics
+    return of_corpus and args.targets is None and args.source_threshold != "all"

@@ -88,7 +88,7 @@ def read_source(bundle: "Bundle", args: argparse.Namespace) -> "tuple[Iterable[s
     Raises:
         InputError: They cannot be read.
     """
-    from jaxcircuits.bulk.runner import read_prompts
+    from jaxcircuits.bulk import read_prompts
     from jaxcircuits.bundle import shipped_bundle
     from jaxcircuits.evaluation import CorpusFile
 

@@ -108,7 +108,7 @@ def _spliced(names: list[str], saes: Any) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
-    from jaxcircuits.bulk.runner import read_prompts
+    from jaxcircuits.bulk import read_prompts
     from jaxcircuits.bundle import load_bundle
     from jaxcircuits.generation import generate
     from jaxcircuits.report.tables import console

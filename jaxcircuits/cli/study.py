@@ -40,7 +40,7 @@ jaxcircuits study --prompt-ids prompt.json --story-ids story.json --out runs/ids
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
-    from jaxcircuits.bulk.runner import read_prompts
+    from jaxcircuits.bulk import read_prompts
     from jaxcircuits.bundle import load_bundle, shipped_bundle
     from jaxcircuits.corpus import read_corpus
     from jaxcircuits.files import STUDY, check_free

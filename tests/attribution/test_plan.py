@@ -129,3 +129,16 @@ def test_programs_are_few() -> None:
     engine.run(prompts)
     after = engine_module.same_position._cache_size(), engine_module.forward_pass._cache_size()
     assert sum(after) - sum(before) <= 8
+
+
+def test_sequences_side_by_side_give_what_they_give_one_by_one() -> None:
+    """As on accelerators. With a condition mapped over 20 sequences or more, XLA on a CPU gave other gradients."""
+    bundle = tiny_bundle()
+    prompts = prompts_of(bundle, *np.random.default_rng(0).integers(4, 16, 24))
+    one_by_one = Engine(bundle, Settings(), 2**30)
+    expected = one_by_one.run(prompts)[0]
+    side_by_side = Engine(bundle, Settings(), 2**30)
+    plan = side_by_side.make_plan(prompts)
+    shapes = tuple(replace(shape, batch=24, sequences_at_once=24) for shape in plan.shapes)
+    side_by_side.plan = replace(plan, shapes=shapes)
+    assert_same_edges(side_by_side.run(prompts)[0], expected, "methods")

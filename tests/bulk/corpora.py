@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxcircuits.bulk.edge_statistics import FILE, merge_statistics, partial_statistics
-from jaxcircuits.bulk.store import write_parquet
+from jaxcircuits.bulk.store import write_table
 
 FIRST = 1  # position 0 holds BOS
 
@@ -131,7 +131,7 @@ def write_parts(
             for t in (edges, activations, prompts)
         ]
         for kind, table in partial_statistics(*own).items():
-            write_parquet(directory / "statistics" / kind / f"part-{i:05d}.parquet", table)
+            write_table(directory / "statistics" / kind / f"part-{i:05d}.parquet", table)
 
 
 def statistics(directory: Path, *tables: pa.Table, cuts: Sequence[int] = (), **options) -> pa.Table:
