@@ -200,7 +200,7 @@ def test_without_edges_there_are_statistics_alone(capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("nowhere --drivers-of 1", "no finished run in nowhere"),
+        ("nowhere --drivers-of 1", "there is no run in nowhere"),
         ("all --drivers-of 9999", "no edge with target feature 9999"),
         ("all --driven-by 9999", "no edge with source feature 9999"),
         ("all --drivers-of 3 --min-stories 99", "lower --min-stories"),

@@ -82,7 +82,10 @@ def merge_statistics(
     if not names:
         raise InputError(f"there are no statistics to merge in {directory / 'statistics'}; attribute a corpus first.")
     files = {kind: [str(directory / "statistics" / kind / n) for n in names] for kind in ("pairs", "features")}
-    with tempfile.TemporaryDirectory(prefix=".statistics.", dir=directory) as scratch, _duckdb(scratch, memory) as db:
+    with (
+        tempfile.TemporaryDirectory(prefix=".merging.", dir=directory / "statistics") as scratch,
+        _duckdb(scratch, memory) as db,
+    ):
         merged, derived, final = (Path(scratch) / f"{n}.parquet" for n in ("merged", "derived", "final"))
         try:
             counts = from_table(db.sql(_FEATURES, params={"files": files["features"]}).to_arrow_table())

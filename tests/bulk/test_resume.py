@@ -92,7 +92,7 @@ def test_a_damaged_part_is_computed_again(bundle) -> None:
 
 
 def test_a_full_disk_keeps_what_is_finished(bundle) -> None:
-    attribute(bundle, "whole", corpus="corpus.jsonl")
+    attribute(bundle, "whole", statistics=False)
     sizes = {p.name: p.stat().st_size for p in sorted(Path("whole/edges").iterdir())}
     largest = max(sizes, key=lambda name: sizes[name])
     others = [size for name, size in everything_sizes("whole").items() if name != f"edges/{largest}"]
@@ -104,14 +104,29 @@ def test_a_full_disk_keeps_what_is_finished(bundle) -> None:
         with pytest.raises(
             InputError, match=r"cannot write edges/part-.* to run \(File too large\).*of 3 parts are fin"
         ):
-            attribute(bundle)
+            attribute(bundle, statistics=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     unfinished = load_run("run")
     assert not unfinished.finished
     assert unfinished.edges.count_rows() == unfinished.rows("edges") > 0
+    attribute(bundle, statistics=False)
+    assert everything("run") == everything("whole")
+
+
+def test_a_full_disk_keeps_what_is_summed(bundle) -> None:
+    """The sums of a part are the largest files on the way."""
+    attribute(bundle, "whole")
+    sizes = everything_sizes("whole")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sizes["statistics.parquet"] // 2, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot write statistics/pairs/.*of 3 parts are fin"):
+            attribute(bundle)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     with pytest.raises(InputError, match="is not finished"):
-        _ = unfinished.statistics
+        _ = load_run("run").statistics
     attribute(bundle)
     assert everything("run") == everything("whole")
 
@@ -151,7 +166,7 @@ def test_another_job_at_the_same_place_is_refused(bundle) -> None:
         ({"corpus": "other.jsonl"}, "another corpus"),
         ({"reading": {"truncate": True}}, "inputs.truncate False where this one has True"),
         ({"activations": False}, "kept"),
-        ({"targets": [(1, 2)], "activations": False, "statistics": None}, "targets None"),
+        ({"targets": [(1, 2)], "activations": False, "statistics": False}, "targets None"),
     ):
         with pytest.raises(InputError, match=f"holds a run with {words}.*--overwrite"):
             attribute(bundle, **options)

@@ -26,7 +26,7 @@ def test_it_holds_what_attribute_returns(bundle, run) -> None:
         (run[0].targets, whole.targets),
         (run[0].prompts, whole.prompts),
     ):
-        mine = mine.to_table()
+        mine = mine.to_table(columns=expected.column_names)
         assert mine.schema.remove_metadata() == expected.schema
         for name in expected.column_names:
             a, b = (table.column(name).to_pylist() for table in (mine, expected))
