@@ -125,8 +125,9 @@ def attribute_chunk(
 
     if shape.sequences_at_once >= shape.batch:
         return jax.vmap(one)(passed)  # side by side, what is done is computed all the same
-    at_once = shape.sequences_at_once if shape.sequences_at_once > 1 else None
-    return lax.map(unless_done, passed, batch_size=at_once)
+    if shape.sequences_at_once > 1:
+        return lax.map(one, passed, batch_size=shape.sequences_at_once)
+    return lax.map(unless_done, passed)
 
 
 @partial(jax.jit, static_argnames=("task", "shape"))
