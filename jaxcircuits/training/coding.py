@@ -1,7 +1,7 @@
 """From pre-activations to feature activations while an autoencoder is trained: one entry an activation.
 
-What is on is decided without a derivative; a feature that is on has the slope 1. Only a JumpReLU's threshold learns from
-what is on and off, through a kernel.
+What is on is decided without a derivative; a feature that is on has the slope 1. Only a JumpReLU's threshold learns
+from what is on and off, through a kernel.
 """
 
 from collections.abc import Callable

@@ -55,9 +55,7 @@ PENALTIES: dict[str, Callable[[Code, SAEWeights, Knobs, Float[Array, ""]], PerTo
 """By the name in `SAETraining.penalty`. The last argument rises from 0 to 1 until the learning rate begins to fall."""
 
 
-def penalty(
-    names: tuple[str, ...], code: Code, params: SAEWeights, knobs: Knobs, fallen: Float[Array, ""]
-) -> PerToken:
+def penalty(names: tuple[str, ...], code: Code, params: SAEWeights, knobs: Knobs, fallen: Float[Array, ""]) -> PerToken:
     """The sum of some penalties, each times its coefficient."""
     terms = [knobs.penalties[i] * PENALTIES[name](code, params, knobs, fallen) for i, name in enumerate(names)]
     return jnp.stack(terms).sum(0)

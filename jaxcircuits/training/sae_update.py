@@ -20,7 +20,7 @@ from jaxcircuits.types import ModelWeights, SAEWeights
 GAIN = 0.03
 """How fast the coefficient follows: its relative change in a step in which L0 is twice its target."""
 
-MEMORY = 0.99
+MEMORY = 0.95
 """What the running mean of the smallest activation kept keeps of itself in a step."""
 
 

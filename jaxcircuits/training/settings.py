@@ -156,7 +156,16 @@ class SAETraining:
     def __post_init__(self) -> None:
         _check(
             self,
-            positive=("expansion", "tokens", "batch_tokens", "buffer_tokens", "lr", "spliced_lr", "sparsity", "bandwidth"),
+            positive=(
+                "expansion",
+                "tokens",
+                "batch_tokens",
+                "buffer_tokens",
+                "lr",
+                "spliced_lr",
+                "sparsity",
+                "bandwidth",
+            ),
         )
         for name in ("resamplings", "kl_weight", "l0", "k", "auxiliary"):
             if not 0 <= getattr(self, name) < inf:
@@ -199,7 +208,7 @@ class SAETraining:
                 coefficient = inf
             if name not in PENALTIES or name in coefficients or not (isfinite(coefficient) and coefficient > 0):
                 raise InputError(
-                    f"penalty must be a sum of {', '.join(PENALTIES)} such as l1+0.1*hoyer_square, or none, got {text!r}."
+                    f"penalty must be none or a sum of {', '.join(PENALTIES)} such as l1+0.1*hoyer_square, got {text!r}."
                 )
             coefficients[name] = coefficient
         return coefficients
