@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--bundle", help="whose model is read (default: the one that ships)")
     parser.add_argument("--hook", default="blocks.1.mlp.hook_post")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--l0", type=float, default=27.0, help="features a token, of every trainer but standard")
     parser.add_argument("--l1", type=float, default=5.0, help="SAELens' l1_coefficient of standard (default 5)")
     parser.add_argument("--l0-of-standard", type=float, help="what it comes to, for this package's l1 and power")
@@ -73,9 +74,16 @@ def main() -> None:
     args = parser.parse_args()
 
     bundle, texts = load_bundle(args.bundle, processed=False), list(read_corpus(args.valid))[: args.texts]
-    base = SAETraining(tokens=args.steps * 1024, l0=args.l0, spliced=0.0, read_weight=0.0, lr=args.lr)
+    base = SAETraining(
+        tokens=args.steps * args.batch_tokens,
+        batch_tokens=args.batch_tokens,
+        l0=args.l0,
+        spliced=0.0,
+        read_weight=0.0,
+        lr=args.lr,
+    )
     buffer = ActivationBuffer(bundle, args.hook, bundle_rows(bundle, list(read_corpus(args.corpus))), base)
-    first = np.concatenate([buffer(step) for step in range(16)])
+    first = np.concatenate([buffer(step) for step in range(16_384 // args.batch_tokens)])
     d_in = hook_width(bundle.cfg, args.hook)
     steered = replace(base, l0=args.l0_of_standard or args.l0)
 
@@ -102,7 +110,8 @@ def main() -> None:
         rows.append({"trainer": name, "seconds_per_step": float(np.median(seconds[name])), **report})
     show(rows)
     if args.json:
-        write_json(args.json, {"steps": args.steps, "hook": args.hook, "lr": args.lr, "rows": rows})
+        settings = {n: getattr(args, n) for n in ("hook", "steps", "batch_tokens", "lr", "l1", "texts")}
+        write_json(args.json, settings | {"rows": rows})
 
 
 def interleaved(trainers: dict[str, Any], buffer: ActivationBuffer, steps: int) -> dict[str, list[float]]:
@@ -118,7 +127,7 @@ def interleaved(trainers: dict[str, Any], buffer: ActivationBuffer, steps: int) 
                     trainer.step(values)
                     if turn:
                         seconds[name].append(time.perf_counter() - begun)
-            bar.update(task, completed=turn + TURN)
+            bar.update(task, completed=min(turn + TURN, steps))
     return seconds
 
 

@@ -34,7 +34,7 @@ jaxcircuits train lm --corpus hub:roneneldan/TinyStories --d-model 256 --n-heads
 jaxcircuits train sae --bundle runs/lm/bundle --corpus train.txt --out runs/sae
 jaxcircuits train sae --bundle runs/lm/bundle --corpus train.txt --hook blocks.0.mlp.hook_post --out runs/sae0
 jaxcircuits train sae --bundle runs/lm/bundle --corpus train.txt --activation batchtopk --k 32 --out runs/batchtopk
-jaxcircuits train sae --bundle runs/lm/bundle --corpus train.txt --sweep l0=10,20,40 --sweep penalty=l1,power --out sweep""",
+jaxcircuits train sae --bundle runs/lm/bundle --corpus train.txt --sweep l0=9,20 --sweep seed=0,1 --out runs/sweep""",
     )
     sae.add_argument("--bundle", required=True, metavar="DIR", help="the bundle whose model is read")
     sae.add_argument("--hook", nargs="+", metavar="NAME", help="hook points (default: every mlp.hook_post)")

@@ -73,23 +73,30 @@ def kth_largest(values: Float[Array, "..."], k: Int[Array, ""]) -> Float[Array, 
     Floats above zero are ordered as the integers of their bits, which are found from the highest on, each by a count:
     nothing is sorted, and where the values lie on several devices only counts travel.
     """
-    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    integer = {4: jnp.int32, 8: jnp.int64}[values.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(values, integer)
+    highest = 8 * values.dtype.itemsize - 2  # the one above is the sign's
 
     def with_bit(i: Int[Array, ""], found: Int[Array, ""]) -> Int[Array, ""]:
-        higher = found | (1 << (30 - i))
+        higher = found | (integer(1) << (highest - i).astype(integer))
         return jnp.where((bits >= higher).sum() >= k, higher, found)
 
-    return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, with_bit, jnp.int32(0)), jnp.float32)
+    found = jax.lax.fori_loop(0, highest + 1, with_bit, integer(0))
+    return jax.lax.bitcast_convert_type(found, values.dtype)
+
+
+def _nothing(like: PreActs) -> Float[Array, ""]:
+    return jnp.zeros((), like.dtype)
 
 
 def _relu(pre_acts: PreActs, params: SAEWeights, knobs: Knobs, tokens: Bool[Array, "tokens"], room: int) -> Code:
-    return Code(pre_acts, jax.nn.relu(pre_acts), jnp.zeros(()))
+    return Code(pre_acts, jax.nn.relu(pre_acts), _nothing(pre_acts))
 
 
 def _topk(pre_acts: PreActs, params: SAEWeights, knobs: Knobs, tokens: Bool[Array, "tokens"], room: int) -> Code:
     largest, _ = jax.lax.top_k(jax.lax.stop_gradient(pre_acts), room)
     on = pre_acts >= largest[:, knobs.k - 1, None]
-    return Code(pre_acts, jnp.where(on, jax.nn.relu(pre_acts), 0), jnp.zeros(()))
+    return Code(pre_acts, jnp.where(on, jax.nn.relu(pre_acts), 0), _nothing(pre_acts))
 
 
 def _batchtopk(pre_acts: PreActs, params: SAEWeights, knobs: Knobs, tokens: Bool[Array, "tokens"], room: int) -> Code:
@@ -104,7 +111,7 @@ def _jumprelu(pre_acts: PreActs, params: SAEWeights, knobs: Knobs, tokens: Bool[
     on = pre_acts > held
     # Above the threshold the value; by the threshold, minus the height of the jump times the step's derivative.
     jump = held * (step(pre_acts, params.threshold, knobs.bandwidth) - on)
-    return Code(pre_acts, jnp.where(on, jax.nn.relu(pre_acts), 0) + jump, jnp.zeros(()))
+    return Code(pre_acts, jnp.where(on, jax.nn.relu(pre_acts), 0) + jump, _nothing(pre_acts))
 
 
 def _every(least: Float[Array, ""], weights: SAEWeights) -> SAEWeights:

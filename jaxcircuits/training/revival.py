@@ -77,4 +77,4 @@ def auxiliary_loss(
         left = ((error - strongest @ params.W_dec) ** 2).sum(1) @ weight
         return left / ((error**2).sum(1) @ weight + 1e-12)
 
-    return jax.lax.cond(dead.any(), loss, lambda: jnp.zeros(()))
+    return jax.lax.cond(dead.any(), loss, lambda: jnp.zeros((), error.dtype))

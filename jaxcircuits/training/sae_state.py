@@ -66,7 +66,7 @@ def initial_state(bundle: Bundle, hook_name: str, buffer: ActivationBuffer, run:
     d_in, d_sae = x.shape[1], run.expansion * x.shape[1]
     rng = np.random.default_rng([run.seed, d_sae])
     directions = x[rng.choice(len(x), d_sae, replace=len(x) < d_sae)] + 1e-3 * rng.standard_normal((d_sae, d_in))
-    W_dec = unit_rows(jnp.asarray(directions, jnp.float32))
+    W_dec = unit_rows(jnp.asarray(directions, first.dtype))
     some = x[:4096]
     pre_acts = some @ W_dec.T
     b_enc = -jnp.quantile(pre_acts, 1 - min(0.5, INITIAL_L0 / d_sae), axis=0)
@@ -82,14 +82,14 @@ def initial_state(bundle: Bundle, hook_name: str, buffer: ActivationBuffer, run:
         readout = readout / np.sqrt(((x @ readout) ** 2).sum(1).mean())
     state = SAEState.create(
         apply_fn=coded,
-        params=jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params),
+        params=jax.tree.map(lambda w: jnp.asarray(w, first.dtype), params),
         tx=ADAM,
         knobs=None,
-        mean=jnp.asarray(mean, jnp.float32),
-        scale=jnp.asarray(scale, jnp.float32),
-        readout=jnp.asarray(readout, jnp.float32),
+        mean=jnp.asarray(mean, first.dtype),
+        scale=jnp.asarray(scale, first.dtype),
+        readout=jnp.asarray(readout, first.dtype),
         sparsity=None,
-        least=jnp.zeros((), jnp.float32),
+        least=jnp.zeros((), first.dtype),
         silent=jnp.zeros(d_sae, jnp.int32),
     )
     return with_numbers(state.replace(step=jnp.int32(0)), run, form)
@@ -97,15 +97,16 @@ def initial_state(bundle: Bundle, hook_name: str, buffer: ActivationBuffer, run:
 
 def with_numbers(state: SAEState, run: SAETraining, form: Form) -> SAEState:
     """The first state of a run that begins with the same weights and differs in numbers of `Knobs`."""
-    numbers = {name: jnp.float32(getattr(run, name)) for name in Knobs._fields if name not in ("l0", "k", "penalties")}
+    number = state.scale.dtype.type
+    numbers = {name: number(getattr(run, name)) for name in Knobs._fields if name not in ("l0", "k", "penalties")}
     coefficients = [run.penalties.get(name, 0.0) for name in form.penalties]
     knobs = Knobs(
         **numbers,
-        l0=jnp.float32(0.0 if run.keeps_k else run.l0),
-        k=jnp.int32(run.kept),
-        penalties=jnp.asarray(coefficients, jnp.float32),
+        l0=number(0.0 if run.keeps_k else run.l0),
+        k=np.int32(run.kept),
+        penalties=np.asarray(coefficients, number),
     )
-    return state.replace(knobs=knobs, sparsity=jnp.float32(run.sparsity))
+    return state.replace(knobs=jax.tree.map(jnp.asarray, knobs), sparsity=jnp.asarray(number(run.sparsity)))
 
 
 def _readout(bundle: Bundle, hook_name: str, d_in: int) -> Float[Array, "d_in n"]:

@@ -47,7 +47,9 @@ def reconstruction_update(
     """
     x = (values - state.mean) / state.scale
     tokens = jnp.full(len(x), True)
-    new, metrics, losses = _step(state, x, tokens, jnp.full(len(x), 1 / len(x)), lambda out: jnp.zeros(()), form)
+    new, metrics, losses = _step(
+        state, x, tokens, jnp.full(len(x), 1 / len(x)), lambda out: jnp.zeros((), out.dtype), form
+    )
     settings = form.settings
     if settings.revival == "resample" and settings.resamplings:
         every = max(1, settings.reconstruction_steps // (settings.resamplings + 1))
@@ -119,7 +121,7 @@ def _step(
         code: Code = coded(params, knobs, x, tokens, form)
         out = code.feature_acts @ params.W_dec + params.b_dec
         error, kl = x - out, divergence(out)
-        auxiliary = auxiliary_loss(params, code, dead, error, weight) if helped else jnp.zeros(())
+        auxiliary = auxiliary_loss(params, code, dead, error, weight) if helped else jnp.zeros((), x.dtype)
         unexplained, read_unexplained = mean_square(error), mean_square(error @ state.readout)
         loss = (1 - read) * unexplained + read * read_unexplained + knobs.kl_weight * kl
         if form.penalties:
@@ -151,7 +153,7 @@ def _step(
         opt_state=opt_state,
         sparsity=state.sparsity * jnp.where(knobs.l0 > 0, moved, 1.0),
         least=jnp.where(state.step == 0, losses.least, MEMORY * state.least + (1 - MEMORY) * losses.least),
-        silent=jnp.where(active.any(0), 0, state.silent + tokens.sum()),
+        silent=jnp.where(active.any(0), 0, state.silent + tokens.sum(dtype=jnp.int32)),
     )
     metrics = {
         "unexplained": losses.unexplained,

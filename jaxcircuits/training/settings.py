@@ -176,7 +176,7 @@ class SAETraining:
         if "l0" in self.penalties and self.activation != "jumprelu":
             raise InputError(f"the penalty l0 has a derivative for jumprelu only, got {self.activation}; name another.")
         if self.keeps_k and self.kept < 1:
-            raise InputError(f"{self.activation} must keep a feature at least; give --k or --l0.")
+            raise InputError(f"activation {self.activation} must keep a feature at least; give --k or --l0.")
         if self.text_seed >= 0:
             check_seed(self.text_seed)
         if not 0 < self.power <= 1:
@@ -207,9 +207,8 @@ class SAETraining:
             except ValueError:
                 coefficient = inf
             if name not in PENALTIES or name in coefficients or not (isfinite(coefficient) and coefficient > 0):
-                raise InputError(
-                    f"penalty must be none or a sum of {', '.join(PENALTIES)} such as l1+0.1*hoyer_square, got {text!r}."
-                )
+                known = ", ".join(PENALTIES)
+                raise InputError(f"penalty must be none or a sum such as l1+0.1*hoyer_square of {known}; got {text!r}.")
             coefficients[name] = coefficient
         return coefficients
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,6 +41,13 @@ def bundle() -> Bundle:
     """A random model with a tokenizer and without autoencoders."""
     cfg = tiny_config()
     return Bundle(cfg, random_params(cfg), {}, tiny_tokenizer(cfg))
+
+
+@pytest.fixture
+def exact_bundle(x64: None) -> Bundle:
+    """The same in float64, where a training's rounding stays small for some steps."""
+    cfg = tiny_config()
+    return Bundle(cfg, random_params(cfg, dtype=jnp.float64), {}, tiny_tokenizer(cfg))
 
 
 def changed(settings, **fields):
