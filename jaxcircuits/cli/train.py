@@ -86,13 +86,13 @@ def _run_train_sae(args: argparse.Namespace) -> None:
     from jaxcircuits.report.tables import print_tables, sweep_table
     from jaxcircuits.training.runs import run_sae, run_sweep
     from jaxcircuits.training.settings import SAETraining
-    from jaxcircuits.training.sweep import parse_sweep
+    from jaxcircuits.training.sweep import parse_sweep, sweep_runs
 
     settings = _settings(SAETraining, args)
     options = {"overwrite": args.overwrite, "quiet": args.quiet, "checkpoint_every": args.checkpoint_every}
     if args.sweep:
-        sweep = parse_sweep(args.sweep)
-        run_sweep(args.bundle, args.hook, args.corpus, settings, sweep, args.out, valid=args.valid, **options)
+        runs = sweep_runs(settings, parse_sweep(args.sweep))
+        run_sweep(args.bundle, args.hook, args.corpus, runs, args.out, valid=args.valid, **options)
     elif args.valid:
         raise InputError("--valid is what a sweep is judged on; give --sweep too, or leave it out.")
     else:

@@ -22,7 +22,7 @@ from jaxcircuits.training.loop import CHECKPOINT_EVERY, run_directory
 from jaxcircuits.training.pareto import pareto_points, plot_pareto, sae_name
 from jaxcircuits.training.sae import train_sae, train_saes
 from jaxcircuits.training.settings import LMTraining, SAETraining
-from jaxcircuits.training.sweep import sweep_runs
+from jaxcircuits.training.sweep import described_runs
 
 STORED = jnp.float16
 JUDGED_ON = 200
@@ -114,8 +114,7 @@ def run_sweep(
     bundle: str | Path,
     hook_names: Sequence[str] | None,
     corpus: str,
-    settings: SAETraining,
-    sweep: Mapping[str, Sequence[Any]],
+    runs: Mapping[str, SAETraining],
     out: str | Path,
     *,
     valid: str | None = None,
@@ -124,7 +123,7 @@ def run_sweep(
     source: Mapping[str, Any] | None = None,
     checkpoint_every: int = CHECKPOINT_EVERY,
 ) -> Path:
-    """Trains, at each hook point, all combinations of some settings' values at once; goes on where it stopped.
+    """Trains several autoencoders at once at each hook point; goes on where a sweep in `out` stopped.
 
     Arguments, errors and what comes back are those of `run_sae`, and besides:
 
@@ -132,8 +131,7 @@ def run_sweep(
         bundle: The bundle whose model is read.
         hook_names: The hook points.
         corpus: As for `run_lm`.
-        settings: What all runs have in common.
-        sweep: Values by setting, as `parse_sweep` gives them.
+        runs: Settings by name, as `sweep_runs` gives them; a name is a directory's.
         out: The directory. In it are `sweep/RUN/HOOK/metrics.jsonl`, `pareto.json`, `pareto.png`, and in the bundle an
             autoencoder a hook point and run.
         valid: A text that the runs are judged on; by default the first 200 of the training text.
@@ -143,10 +141,9 @@ def run_sweep(
         checkpoint_every: Steps between checkpoints.
     """
     out = Path(out)
-    runs = sweep_runs(settings, sweep)
     judged_on = None if valid is None else list(read_corpus(valid))
     read = _read(bundle, hook_names, corpus)
-    described = {**read.data, **asdict(settings), "sweep": {name: list(values) for name, values in sweep.items()}}
+    described = {**read.data, **described_runs(runs)}
     saes = {}
     with run_directory(out, {"kind": "sweep", **read.described, **described}, overwrite):
         for hook in read.hooks:
@@ -164,7 +161,7 @@ def run_sweep(
     texts = read.texts[:JUDGED_ON] if judged_on is None else judged_on
     points = pareto_points(replace(read.bundle, saes=load_bundle(path).saes), read.hooks, runs, texts)
     text = f"the first {len(texts)} texts of {read.data['corpus']}" if valid is None else Path(valid).name
-    write_json(out / "pareto.json", {"text": text, "sweep": described["sweep"], "points": points})
+    write_json(out / "pareto.json", {"text": text, "points": points})
     plot_pareto(points, out / "pareto.png")
     return path
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from jaxcircuits.errors import InputError
@@ -63,3 +63,12 @@ def sweep_runs(settings: SAETraining, values: Mapping[str, Sequence[Any]]) -> di
         except InputError as error:
             raise InputError(f"the sweep's run {name}: {error}") from None
     return runs
+
+
+def described_runs(runs: Mapping[str, SAETraining]) -> dict[str, Any]:
+    """What all runs have in common, and under `runs` what each has of its own."""
+    every = {name: asdict(run) for name, run in runs.items()}
+    first = next(iter(every.values()))
+    common = {k: v for k, v in first.items() if all(run[k] == v for run in every.values())}
+    own = {name: {k: v for k, v in run.items() if k not in common} for name, run in every.items()}
+    return {**common, "runs": own}

@@ -12,10 +12,9 @@ import pytest
 
 from jaxcircuits.bundle import load_bundle, save_bundle
 from tests.helpers import assert_close
-from tests.training.conftest import SAE, changed
+from tests.training.conftest import SHORT
 from tests.training.test_commands import options
 
-SHORT = changed(SAE, tokens=64 * 10, resamplings=1)
 SCRIPT = """
 import json, sys
 from pathlib import Path

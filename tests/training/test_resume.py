@@ -23,7 +23,7 @@ from tests.training.test_commands import options
 
 HOOK = "blocks.0.mlp.hook_post"
 RUNS = {activation: {"": changed(SAE, activation=activation)} for activation in ACTIVATIONS}
-RUNS["a sweep"] = sweep_runs(SAE, {"activation": ["relu", "topk"], "l0": [4.0, 8.0]})
+RUNS["a sweep"] = sweep_runs(SAE, {"penalty": ["l1", "power"], "l0": [4.0, 8.0]})
 
 
 def trained(bundle, words, runs: dict[str, SAETraining], out: Path, **keywords):
