@@ -159,7 +159,7 @@ def train(
 
 def _mean(*values: jax.Array) -> Any:
     """The mean of a metric over some steps, as a float or a list of them."""
-    return (sum(np.asarray(v, np.float64) for v in values) / len(values)).tolist()
+    return np.asarray(sum(np.asarray(v, np.float64) for v in values) / len(values)).tolist()
 
 
 def _short(means: Mapping[str, float]) -> str:

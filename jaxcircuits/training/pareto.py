@@ -61,7 +61,9 @@ def plot_pareto(points: Sequence[Mapping[str, Any]], to: Path) -> None:
 
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter
 
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
     hooks = list(dict.fromkeys(point["hook_name"] for point in points))
     kinds = list(dict.fromkeys(_kind(point) for point in points))
     figure, axes = plt.subplots(
@@ -78,11 +80,14 @@ def plot_pareto(points: Sequence[Mapping[str, Any]], to: Path) -> None:
                 if measure == "recovery_zero":
                     front = [p for p in of_kind if p["front"]]
                     ax.scatter([p["l0"] for p in front], [p[measure] for p in front], s=110, fc="none", ec="#8a8a8a")
-            ax.set(xlabel="features active a token (L0)", ylabel=label, xscale="log")
+            ax.set_xscale("log")
+            ax.set_xlabel("features active a token (L0)", fontsize=9)
+            ax.set_ylabel(label, fontsize=9)
             ax.set_title(hook, fontsize=10, loc="left")
-            ax.xaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
-            ax.xaxis.set_minor_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
+            ax.xaxis.set_major_formatter(plain)
+            ax.xaxis.set_minor_formatter(plain)
             ax.tick_params(which="both", labelsize=8)
+            ax.grid(color="#e5e5e5", lw=0.6)
             ax.spines[["top", "right"]].set_visible(False)
     axes[0][0].legend(frameon=False, fontsize=8, title="rings: on the front", title_fontsize=8)
     figure.savefig(to, dpi=130, metadata={"Software": None})

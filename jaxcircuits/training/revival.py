@@ -40,7 +40,9 @@ def resampled(
             jnp.where(dead, new.b_enc, old.b_enc),
             jnp.where(dead[:, None], new.W_dec, old.W_dec),
             old.b_dec,
-            None if old.threshold is None else jnp.where(dead, new.threshold, old.threshold),
+            jnp.where(dead, new.threshold, old.threshold)
+            if old.threshold is not None and new.threshold is not None
+            else None,
         )
 
     adam = cast(Any, state.opt_state)

@@ -113,15 +113,16 @@ def train_saes(
 
     def step(state: _Runs, batch: tuple[Any, int]) -> tuple[_Runs, tuple[Metrics, ...]]:
         values, number = batch
-        advanced = []
+        states, metrics = [], []
         for group, of_group in zip(groups, state.groups, strict=True):
             stacked = len(group.runs) > 1
             if number < first:
-                advanced.append(_reconstructed(of_group, values, jnp.int32(number), group.form, stacked))
+                new, its_metrics = _reconstructed(of_group, values, jnp.int32(number), group.form, stacked)
             else:
-                advanced.append(_spliced(of_group, values, model, bundle.cfg, hook_name, group.form, stacked))
-        states, metrics = zip(*advanced, strict=True)
-        return _Runs(np.int32(number + 1), states), metrics
+                new, its_metrics = _spliced(of_group, values, model, bundle.cfg, hook_name, group.form, stacked)
+            states.append(new)
+            metrics.append(its_metrics)
+        return _Runs(np.int32(number + 1), tuple(states)), tuple(metrics)
 
     def split(means: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
         lines = {}
@@ -179,7 +180,8 @@ def _first_states(
 
 def _stacked(*leaves: Array) -> Array:
     """One run's leaf alone has no axis of runs. A copy: a step gives the memory of the old state to the new one."""
-    return jnp.stack(leaves) if len(leaves) > 1 else jnp.copy(leaves[0])
+    one, *others = leaves
+    return jnp.stack(leaves) if others else jnp.copy(one)
 
 
 @partial(jax.jit, static_argnames=("form", "stacked"), donate_argnums=0)

@@ -103,8 +103,8 @@ def with_numbers(state: SAEState, run: SAETraining, form: Form) -> SAEState:
     knobs = Knobs(
         **numbers,
         l0=number(0.0 if run.keeps_k else run.l0),
-        k=np.int32(run.kept),
-        penalties=np.asarray(coefficients, number),
+        k=jnp.int32(run.kept),
+        penalties=jnp.asarray(coefficients, number),
     )
     return state.replace(knobs=jax.tree.map(jnp.asarray, knobs), sparsity=jnp.asarray(number(run.sparsity)))
 

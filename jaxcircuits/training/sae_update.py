@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcircuits.config import ModelConfig
@@ -134,10 +133,10 @@ def _step(
     (_, losses), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     W_dec = state.params.W_dec
     grads = grads._replace(W_dec=grads.W_dec - (grads.W_dec * W_dec).sum(1, keepdims=True) * W_dec)
-    directions, opt_state = state.tx.update(grads, state.opt_state, state.params)
+    directions, opt_state = state.tx.update(grads, state.opt_state)
     rate = _learning_rate(state, form)
-    params = optax.apply_updates(state.params, jax.tree.map(lambda d: -rate * d, directions))
-    params = params._replace(W_dec=unit_rows(params.W_dec))  # pyright: ignore
+    params: SAEWeights = jax.tree.map(lambda w, d: w - rate * d, state.params, directions)
+    params = params._replace(W_dec=unit_rows(params.W_dec))
     if params.threshold is not None:
         params = params._replace(threshold=jnp.maximum(params.threshold, 0))
 
