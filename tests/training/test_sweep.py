@@ -35,8 +35,12 @@ def test_each_run_of_a_sweep_is_the_run_alone(sweep, exact_bundle, words, tmp_pa
     runs = sweep_runs(SHORT, sweep)
     logs = {name: tmp_path / f"{i}.jsonl" for i, name in enumerate(runs)}
     together = train_saes(exact_bundle, HOOK, words, runs, tmp_path, logs, quiet=True)
-    encoders = {np.asarray(sae.weights.W_enc).tobytes() for sae in together.values()}
-    assert len(encoders) == len(runs)  # each setting does something
+    for setting in (name for name, values in sweep.items() if len(values) > 1):  # it does something
+        found: dict[SAETraining, set[bytes]] = {}
+        for name, run in runs.items():
+            alike = found.setdefault(changed(run, **{setting: sweep[setting][0]}), set())
+            alike.add(np.asarray(together[name].weights.W_enc).tobytes())
+        assert max(map(len, found.values())) > 1, setting
     *_, name = runs
     alone = tmp_path / "alone"
     alone.mkdir()
