@@ -1,6 +1,6 @@
 """Printed tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,6 +54,20 @@ def edge_table(bundle: Bundle, prompts: Sequence[np.ndarray], edges: Columns) ->
         values = [f"{edges[n][i]:.3f}" for n in ("source_act", "target_act")]
         values += [f"{edges[n][i]:+.4f}" for n in ("gradient", "attribution")]
         table.add_row(*cells, *values, "" if np.isnan(cosine) else f"{cosine:+.3f}")
+    return table
+
+
+def sweep_table(points: Sequence[Mapping[str, Any]]) -> Table:
+    """What each run of a sweep is worth."""
+    table = Table(title="Runs, by hook point and sparsity; * is on the front", title_justify="left")
+    for name in ("hook point", "run"):
+        table.add_column(name)
+    for name in ("L0", "loss recovered", "loss added", "variance explained", "dead", ""):
+        table.add_column(name, justify="right")
+    for p in sorted(points, key=lambda p: (p["hook_name"], p["l0"])):
+        values = [f"{p['l0']:.1f}", f"{p['recovery_zero']:.4f}", f"{p['delta_ce']:+.4f}"]
+        values += [f"{p['variance_explained']:.4f}", f"{p['dead'] / p['features']:.1%}"]
+        table.add_row(escape(p["hook_name"]), escape(p["run"]), *values, "*" if p["front"] else "")
     return table
 
 

@@ -46,7 +46,7 @@ class ActivationBuffer:
         block: list[int] = []
         tokens, epoch = 0, 0
         while True:
-            for i in np.random.default_rng([self._settings.seed, epoch]).permutation(len(self._rows)):
+            for i in np.random.default_rng([self._settings.order, epoch]).permutation(len(self._rows)):
                 block.append(int(i))
                 tokens += len(self._rows[i]) - 1
                 if tokens >= self._settings.buffer_tokens:
@@ -75,7 +75,7 @@ class ActivationBuffer:
             acts = hook_values(self._bundle.params, self._bundle.cfg, inputs, self._hook_name)
             values.append(np.asarray(acts)[batch[:, 1:] >= 0])
         every = np.concatenate(values)
-        order = np.random.default_rng([self._settings.seed, block, 1]).permutation(len(every))
+        order = np.random.default_rng([self._settings.order, block, 1]).permutation(len(every))
         return every[order[: self._settings.buffer_tokens]]
 
 
@@ -84,7 +84,7 @@ class StoryBatches:
 
     def __init__(self, rows: Sequence[Row], n_ctx: int, settings: SAETraining) -> None:
         size = max(settings.batch_tokens, n_ctx)
-        lm = LMTraining(n_ctx=n_ctx, batch_tokens=size, epochs=1.0, seed=settings.seed + 1)
+        lm = LMTraining(n_ctx=n_ctx, batch_tokens=size, epochs=1.0, seed=settings.order + 1)
         self._batches = Batches(rows, lm)
 
     def __call__(self, step: int) -> Int[np.ndarray, "batch row"]:

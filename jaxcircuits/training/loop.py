@@ -6,15 +6,15 @@ A batch is a function of the step's number, so a resumed run sees what an uninte
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.serialization import from_bytes, to_bytes
-from flax.training.train_state import TrainState
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import absent_parents, read_json, remove_empty, write_bytes, write_json
@@ -22,8 +22,12 @@ from jaxcircuits.progress import progress
 
 SETTINGS, CHECKPOINT = "settings.json", "checkpoint.msgpack"
 
+CHECKPOINT_EVERY = 200
+"""Steps between checkpoints, unless said otherwise."""
+
 Metrics = dict[str, jax.Array]
-Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+State = TypeVar("State")
+"""A pytree whose field `step` is the number of steps that are done."""
 
 
 @contextmanager
@@ -79,29 +83,37 @@ def run_directory(out: Path, settings: dict[str, Any], overwrite: bool) -> Itera
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _alone(means: Any) -> Mapping[str, Mapping[str, float]]:
+    return {"": means}
+
+
 def train(
-    state: TrainState,
-    step: Step,
+    state: State,
+    step: Callable[[State, Any], tuple[State, Any]],
     batch_at: Callable[[int], Any],
     n_steps: int,
     out: Path,
     *,
     label: str,
-    checkpoint_every: int = 200,
+    logs: Mapping[str, Path] | None = None,
+    split: Callable[[Any], Mapping[str, Mapping[str, float]]] = _alone,
+    checkpoint_every: int = CHECKPOINT_EVERY,
     log_every: int = 20,
     quiet: bool = False,
-) -> TrainState:
+) -> State:
     """Runs steps `state.step .. n_steps`, beginning with the newest checkpoint in `out`, if there is one.
 
     Args:
         state: The state before the first step; gives the checkpoint its structure.
-        step: One jitted update.
+        step: One jitted update; gives the new state and metrics.
         batch_at: The batch of a step.
         n_steps: Steps in all.
-        out: Directory of the checkpoint and `metrics.jsonl`.
+        out: Directory of the checkpoint and, for a run alone, `metrics.jsonl`.
         label: What the progress bar says.
+        logs: Where each of several runs that are trained at once has its metrics, by name.
+        split: The metrics of each of them, from what `step` gives.
         checkpoint_every: Steps between checkpoints.
-        log_every: Steps between lines of metrics, which are means over these steps.
+        log_every: Steps between lines of metrics, which are means over these steps. A checkpoint ends such a stretch.
         quiet: No progress bar.
 
     Raises:
@@ -110,33 +122,47 @@ def train(
     checkpoint = out / CHECKPOINT
     if checkpoint.is_file():
         try:
-            state = jax.tree.map(jnp.asarray, cast(TrainState, from_bytes(state, checkpoint.read_bytes())))
+            state = jax.tree.map(jnp.asarray, from_bytes(state, checkpoint.read_bytes()))
         except Exception as error:  # msgpack and flax raise many kinds
             raise InputError(f"{checkpoint} is damaged ({error}); delete it to start anew.") from None
-    start = int(state.step)
-    _cut_log(out / "metrics.jsonl", start)
-    pending: list[Metrics] = []
-    with progress(quiet) as bar, open(out / "metrics.jsonl", "a", encoding="utf-8") as log:
+    for left in out.glob(f".{CHECKPOINT}.*.partial"):  # of a process that was ended while it wrote
+        left.unlink()
+    start = int(state.step)  # pyright: ignore[reportAttributeAccessIssue]
+    logs = logs or {"": out / "metrics.jsonl"}
+    for path in logs.values():
+        _cut_log(path, start)
+    pending: list[Any] = []
+    with progress(quiet) as bar, ExitStack() as opened:
+        files = {name: opened.enter_context(open(path, "a", encoding="utf-8")) for name, path in logs.items()}
         task = bar.add_task(label, total=n_steps, completed=start)
         for number in range(start, n_steps):
             state, metrics = step(state, batch_at(number))
             pending.append(metrics)
             done = number + 1
-            if done % log_every == 0 or done == n_steps:
-                means = {k: float(sum(float(m[k]) for m in pending) / len(pending)) for k in pending[0]}
+            kept = done % checkpoint_every == 0 or done == n_steps
+            if done % log_every == 0 or kept:
+                means = split(jax.tree.map(_mean, *pending))
                 pending.clear()
-                if not all(abs(v) < float("inf") for v in means.values()):
-                    raise InputError(f"training diverged at step {done} ({means}); lower the learning rate.")
-                log.write(json.dumps({"step": done, **means}) + "\n")
-                log.flush()
-                bar.update(task, completed=done, description=f"{label} · " + _short(means))
-            if done % checkpoint_every == 0 or done == n_steps:
-                os.fsync(log.fileno())
+                for name, line in means.items():
+                    if not all(abs(v) < float("inf") for v in line.values()):
+                        of_run = f" of {name}" if name else ""
+                        raise InputError(f"training{of_run} diverged at step {done} ({line}); lower the learning rate.")
+                    files[name].write(json.dumps({"step": done, **line}) + "\n")
+                    files[name].flush()
+                bar.update(task, completed=done, description=f"{label} · " + _short(next(iter(means.values()))))
+            if kept:
+                for file in files.values():
+                    os.fsync(file.fileno())
                 write_bytes(checkpoint, to_bytes(state))
     return state
 
 
-def _short(means: dict[str, float]) -> str:
+def _mean(*values: jax.Array) -> Any:
+    """The mean of a metric over some steps, as a float or a list of them."""
+    return np.asarray(sum(np.asarray(v, np.float64) for v in values) / len(values)).tolist()
+
+
+def _short(means: Mapping[str, float]) -> str:
     return " ".join(f"{name} {value:.4g}" for name, value in list(means.items())[:4])
 
 

@@ -1,282 +1,61 @@
-"""Training of a ReLU autoencoder on one hook point, its sparsity steered to a wanted L0.
+"""Training of autoencoders on one hook point: one run, or several at once on the same activations.
 
 Two phases. First the values themselves are reconstructed, at shuffled tokens of many stories. Then the autoencoder is
 spliced into the model, which it shall change as little as possible.
-
-Inside, values are centred and scaled so that their mean squared norm is 1; `raw_weights` folds that back, so the
-autoencoder that is stored takes the hook's value as it is.
 """
 
-import re
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast, no_type_check
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax.training.train_state import TrainState
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxcircuits.bundle import Bundle
-from jaxcircuits.config import ModelConfig, SAEConfig
-from jaxcircuits.model import forward, hook_width
+from jaxcircuits.config import ModelConfig
+from jaxcircuits.model import hook_width
 from jaxcircuits.rows import bundle_rows
 from jaxcircuits.sae import SAE
 from jaxcircuits.training.activations import ActivationBuffer, StoryBatches
-from jaxcircuits.training.loop import Metrics, train
+from jaxcircuits.training.coding import Form, Knobs
+from jaxcircuits.training.devices import all_devices
+from jaxcircuits.training.loop import CHECKPOINT_EVERY, Metrics, train
+from jaxcircuits.training.sae_state import SAEState, form_of, initial_state, trained, with_numbers
+from jaxcircuits.training.sae_update import reconstruction_update, spliced_update
 from jaxcircuits.training.settings import SAETraining
-from jaxcircuits.types import ModelWeights, SAEWeights
+from jaxcircuits.types import ModelWeights
 
-INITIAL_L0 = 100
-"""Features active a token before the first step, each of them equally often: none begins dead."""
-
-OFFSET = 0.01
-"""Added to activations (mean squared norm 1) under the power, which would be infinitely steep at 0."""
-
-GAIN = 0.03
-"""How fast the coefficient follows: its relative change in a step in which L0 is twice its target."""
+STACKED = (*(name for name in Knobs._fields if name != "penalties"), "penalty", "sparsity", "seed")
+"""Settings in which runs may differ that one compiled step advances together."""
 
 
-@no_type_check  # JAX puts other objects than arrays into a pytree's fields at times
-class SAEState(TrainState):
-    """What a run goes on from: weights and Adam's moments, and what steers sparsity and finds silent features."""
+class _Group(NamedTuple):
+    """Runs that are stacked; one alone is not."""
 
-    params: SAEWeights  # pyright: ignore[reportIncompatibleVariableOverride]
-    mean: Float[Array, "d_in"]
-    scale: Float[Array, ""]
-    readout: Float[Array, "d_in n"]  # what the model reads the value through, scaled; n is 0 where nothing is known
-    sparsity: Float[Array, ""]
-    silent: Int[Array, "d_sae"]  # tokens since each feature was last active
+    form: Form
+    runs: Mapping[str, SAETraining]
 
 
-class _Losses(NamedTuple):
-    unexplained: Float[Array, ""]
-    read_unexplained: Float[Array, ""]
-    kl: Float[Array, ""]
-    active: Bool[Array, "tokens d_sae"]
-    error: Float[Array, "tokens d_in"]
+class _Runs(NamedTuple):
+    """What a training goes on from: the state of each group."""
 
-
-def initial_state(bundle: Bundle, hook_name: str, buffer: ActivationBuffer, settings: SAETraining) -> SAEState:
-    """The state before the first step, fitted to the values of the first batches.
-
-    Decoder rows are directions of random values, the encoder their transpose, and biases such that each feature is
-    on at the same share of tokens.
-    """
-    first = np.concatenate([buffer(step) for step in range(max(1, min(16_384 // settings.batch_tokens, len(buffer))))])
-    mean = first.mean(0)
-    scale = np.sqrt(((first - mean) ** 2).sum(1).mean())
-    x = (first - mean) / scale
-    d_in, d_sae = x.shape[1], settings.expansion * x.shape[1]
-    rng = np.random.default_rng([settings.seed, d_sae])
-    directions = x[rng.choice(len(x), d_sae, replace=len(x) < d_sae)] + 1e-3 * rng.standard_normal((d_sae, d_in))
-    W_dec = _unit_rows(jnp.asarray(directions, jnp.float32))
-    some = x[:4096]
-    pre_acts = some @ W_dec.T
-    b_enc = -jnp.quantile(pre_acts, 1 - min(0.5, INITIAL_L0 / d_sae), axis=0)
-    out = jax.nn.relu(pre_acts + b_enc) @ W_dec
-    # One factor for all features, so that the first reconstruction is the best of its kind.
-    factor = (out * some).sum() / (out**2).sum()
-    params = SAEWeights(factor * W_dec.T, factor * b_enc, W_dec, jnp.zeros(d_in))
-    readout = np.asarray(_readout(bundle, hook_name, d_in))
-    if readout.size:
-        readout = readout / np.sqrt(((x @ readout) ** 2).sum(1).mean())
-    return SAEState.create(
-        apply_fn=_reconstruct,
-        params=jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params),
-        tx=_optimiser(settings, settings.steps),
-        mean=jnp.asarray(mean, jnp.float32),
-        scale=jnp.asarray(scale, jnp.float32),
-        readout=jnp.asarray(readout, jnp.float32),
-        sparsity=jnp.asarray(settings.sparsity, jnp.float32),
-        silent=jnp.zeros(d_sae, jnp.int32),
-    )
-
-
-def _readout(bundle: Bundle, hook_name: str, d_in: int) -> Float[Array, "d_in n"]:
-    """The one matrix through which the model reads the value: an MLP's `W_out`; empty at other hook points."""
-    match = re.fullmatch(r"blocks\.(\d+)\.mlp\.hook_post", hook_name)
-    return jnp.zeros((d_in, 0)) if match is None else bundle.params.blocks[int(match[1])].mlp.W_out
-
-
-@cache  # a static part of the state: another object would be compiled again
-def _optimiser(settings: SAETraining, n_steps: int) -> optax.GradientTransformation:
-    warmup, decay = max(1, round(settings.warmup * n_steps)), max(1, round(settings.decay * n_steps))
-
-    def schedule(step: Any) -> Any:
-        edges = jnp.minimum(1.0, jnp.minimum(step / warmup, (n_steps - step) / decay))
-        # A batch of the second phase holds few stories, whose tokens are alike: its gradients are noisier.
-        return settings.lr * edges * jnp.where(step < settings.reconstruction_steps, 1.0, settings.spliced_lr)
-
-    return optax.adam(schedule, b1=0.9, b2=0.99)
-
-
-def _unit_rows(W_dec: Float[Array, "d_sae d_in"]) -> Float[Array, "d_sae d_in"]:
-    return W_dec / jnp.linalg.norm(W_dec, axis=1, keepdims=True)
-
-
-def _reconstruct(
-    params: SAEWeights, x: Float[Array, "... d_in"]
-) -> tuple[Float[Array, "... d_in"], Float[Array, "... d_sae"]]:
-    # `(x - b_dec) W_enc` multiplied out: the gradient of b_dec then costs a vector instead of a matrix.
-    feature_acts = jax.nn.relu(x @ params.W_enc + (params.b_enc - params.b_dec @ params.W_enc))
-    return feature_acts @ params.W_dec + params.b_dec, feature_acts
-
-
-@partial(jax.jit, static_argnames="settings", donate_argnums=0)
-def reconstruction_update(
-    state: SAEState, values: Float[Array, "tokens d_in"], settings: SAETraining
-) -> tuple[SAEState, Metrics]:
-    """One step of the first phase, on values of the hook; at even distances silent features get new weights."""
-    x = (values - state.mean) / state.scale
-
-    def losses_of(params: SAEWeights) -> tuple[_Losses, Float[Array, ""]]:
-        out, feature_acts = _reconstruct(params, x)
-        error = x - out
-        weight = jnp.full(len(x), 1 / len(x))
-        return _losses(state, error, feature_acts, weight, jnp.zeros(())), _penalty(
-            state, feature_acts, weight, settings
-        )
-
-    new, metrics, losses = _step(state, losses_of, jnp.full(len(x), True), settings)
-    if settings.resamplings:
-        phase = settings.reconstruction_steps
-        every = max(1, phase // (settings.resamplings + 1))
-        due = (new.step % every == 0) & (new.step <= every * settings.resamplings)
-        dead = new.silent > settings.buffer_tokens // 2
-        new = jax.lax.cond(due, lambda s: _resampled(s, dead, x, losses.error), lambda s: s, new)
-    return new, metrics
-
-
-@partial(jax.jit, static_argnames=("cfg", "hook_name", "settings"), donate_argnums=0)
-def spliced_update(
-    state: SAEState,
-    rows: Int[Array, "batch row"],
-    model: ModelWeights,
-    cfg: ModelConfig,
-    hook_name: str,
-    settings: SAETraining,
-) -> tuple[SAEState, Metrics]:
-    """One step of the second phase, on stories, with the model's predictions in the loss.
-
-    Source: fine-tuning on KL divergence and reconstruction, Karvonen (2025), arXiv:2503.17272, after the end-to-end
-    autoencoders of Braun and others (2024), arXiv:2405.12241.
-    """
-    inputs, counted = jnp.maximum(rows[:, :-1], 0), rows[:, 1:] >= 0
-    logits, acts = forward(model, cfg, inputs, taps=(hook_name,))
-    assert logits is not None
-    log_p = jax.nn.log_softmax(logits)
-    value = acts[hook_name]
-    x = ((value - state.mean) / state.scale).reshape(-1, state.mean.size)
-    tokens = counted.reshape(-1)
-    weight = tokens / tokens.sum()
-
-    def losses_of(params: SAEWeights) -> tuple[_Losses, Float[Array, ""]]:
-        out, feature_acts = _reconstruct(params, x)
-        spliced = (out * state.scale + state.mean).reshape(value.shape)
-        changed, _ = forward(model, cfg, inputs, edits={hook_name: spliced})
-        assert changed is not None
-        kl = (jnp.exp(log_p) * (log_p - jax.nn.log_softmax(changed))).sum(-1).reshape(-1) @ weight
-        return _losses(state, x - out, feature_acts, weight, kl), _penalty(state, feature_acts, weight, settings)
-
-    new, metrics, _ = _step(state, losses_of, tokens, settings)
-    return new, metrics
-
-
-def _losses(state: SAEState, error: Array, feature_acts: Array, weight: Array, kl: Array) -> _Losses:
-    def mean_square(a: Array) -> Array:
-        return (a**2).sum(1) @ weight
-
-    return _Losses(mean_square(error), mean_square(error @ state.readout), kl, feature_acts > 0, error)
-
-
-def _penalty(state: SAEState, feature_acts: Array, weight: Array, settings: SAETraining) -> Array:
-    fallen = jnp.minimum(1.0, state.step / settings.steps / (1 - settings.decay))
-    power = 1 - (1 - settings.power) * fallen
-    return ((feature_acts + OFFSET) ** power - OFFSET**power).sum(1) @ weight
-
-
-def _step(state: SAEState, losses_of, tokens: Bool[Array, "tokens"], settings: SAETraining):
-    """One step on the unexplained shares of the variance, KL divergence and sparsity penalty.
-
-    The penalty is the sum of `feature_acts ** p`, p falling from 1: late in the run it pushes hardest on features that
-    are barely on, and shrinks strong ones little. Its coefficient is multiplied up or down each step by how far the
-    batch's L0 is from its target, which falls from `INITIAL_L0` to `settings.l0` in the first quarter.
-
-    Source: p-annealing, Karvonen and others (2024), arXiv:2408.00113; unit decoder rows with the parallel part of
-    their gradient removed, and resampling, Bricken and others (2023), "Towards Monosemanticity".
-    """
-    read = settings.read_weight if state.readout.size else 0.0
-
-    def loss_of(params: SAEWeights):
-        losses, penalty = losses_of(params)
-        error = (1 - read) * losses.unexplained + read * losses.read_unexplained
-        return error + settings.kl_weight * losses.kl + state.sparsity * penalty, losses
-
-    (_, losses), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    W_dec = state.params.W_dec
-    grads = grads._replace(W_dec=grads.W_dec - (grads.W_dec * W_dec).sum(1, keepdims=True) * W_dec)
-    active = losses.active & tokens[:, None]
-    l0 = active.sum() / tokens.sum()
-    target = settings.l0 * (INITIAL_L0 / settings.l0) ** jnp.maximum(0.0, 1 - 4 * state.step / settings.steps)
-    new = state.apply_gradients(
-        grads=grads,
-        sparsity=state.sparsity * jnp.exp(GAIN * jnp.clip(l0 / target - 1, -1.0, 1.0)),
-        silent=jnp.where(active.any(0), 0, state.silent + tokens.sum()),
-    )
-    new = new.replace(params=new.params._replace(W_dec=_unit_rows(new.params.W_dec)))
-    metrics = {
-        "unexplained": losses.unexplained,
-        "read_unexplained": losses.read_unexplained,
-        "kl": losses.kl,
-        "l0": l0,
-        "sparsity": state.sparsity,
-        "silent": (new.silent > settings.buffer_tokens // 2).sum(),
-    }
-    return new, metrics, losses
-
-
-def _resampled(
-    state: SAEState, dead: Bool[Array, "d_sae"], x: Float[Array, "tokens d_in"], error: Float[Array, "tokens d_in"]
-) -> SAEState:
-    """Gives dead features directions that the others miss, on at the one token in a hundred that is nearest to them."""
-    size = (error**2).sum(1)
-    picked = jax.random.categorical(jax.random.key(state.step), 2 * jnp.log(size + 1e-12), shape=dead.shape)
-    directions = _unit_rows(error[picked] + 1e-6)
-    params = state.params
-    norms = jnp.linalg.norm(params.W_enc, axis=0)
-    W_enc = jnp.where(dead, 0, norms).sum() / jnp.maximum(1, (~dead).sum()) * directions.T
-    # All tokens' pre-activations would cost a step; 256 place the bias well enough.
-    b_enc = -jnp.quantile((x[:256] - params.b_dec) @ W_enc, 0.99, axis=0)
-
-    def replaced(old: SAEWeights, W_enc: Array | int, b_enc: Array | int, W_dec: Array | int) -> SAEWeights:
-        return SAEWeights(
-            jnp.where(dead, W_enc, old.W_enc),
-            jnp.where(dead, b_enc, old.b_enc),
-            jnp.where(dead[:, None], W_dec, old.W_dec),
-            old.b_dec,
-        )
-
-    adam, *rest = cast(Any, state.opt_state)
-    adam = adam._replace(mu=replaced(adam.mu, 0, 0, 0), nu=replaced(adam.nu, 0, 0, 0))
-    return state.replace(
-        params=replaced(params, W_enc, b_enc, directions),
-        opt_state=(adam, *rest),
-        silent=jnp.where(dead, 0, state.silent),
-    )
-
-
-def raw_weights(state: SAEState) -> SAEWeights:
-    """The weights for values as they are: centring and scale folded into the biases; decoder rows keep norm 1."""
-    params: SAEWeights = state.params
-    return params._replace(b_enc=state.scale * params.b_enc, b_dec=state.mean + state.scale * params.b_dec)
+    step: Int[Array, ""] | Any
+    groups: tuple[SAEState, ...]
 
 
 def train_sae(
-    bundle: Bundle, hook_name: str, texts: Sequence[str], settings: SAETraining, out: Path, *, quiet: bool = False
+    bundle: Bundle,
+    hook_name: str,
+    texts: Sequence[str],
+    settings: SAETraining,
+    out: Path,
+    *,
+    quiet: bool = False,
+    checkpoint_every: int = CHECKPOINT_EVERY,
 ) -> SAE:
     """Trains an autoencoder, or goes on where a run in `out` stopped.
 
@@ -287,25 +66,142 @@ def train_sae(
         settings: The run's settings.
         out: Its directory, made by `run_directory`.
         quiet: No progress bar.
+        checkpoint_every: Steps between checkpoints.
 
     Raises:
-        InputError: The model has no such hook point, or training diverged.
+        InputError: The model has no such hook point, training diverged, or the devices cannot share a batch.
     """
-    d_in = hook_width(bundle.cfg, hook_name)
+    logs = {"": out / "metrics.jsonl"}
+    runs = {"": settings}
+    return train_saes(bundle, hook_name, texts, runs, out, logs, quiet=quiet, checkpoint_every=checkpoint_every)[""]
+
+
+def train_saes(
+    bundle: Bundle,
+    hook_name: str,
+    texts: Sequence[str],
+    runs: Mapping[str, SAETraining],
+    out: Path,
+    logs: Mapping[str, Path],
+    *,
+    quiet: bool = False,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+) -> dict[str, SAE]:
+    """Trains several autoencoders at once on the same batches; arguments and errors as of `train_sae`.
+
+    Args:
+        bundle: The model that is read.
+        hook_name: The hook point.
+        texts: One story each.
+        runs: Settings by name. Those that the batches depend on are the same for all.
+        out: Where the checkpoint is.
+        logs: Where each run's metrics are.
+        quiet: No progress bar.
+        checkpoint_every: Steps between checkpoints.
+    """
+    hook_width(bundle.cfg, hook_name)
+    settings = next(iter(runs.values()))
+    devices = all_devices(settings.batch_tokens)
     rows = bundle_rows(bundle, texts)
     buffer = ActivationBuffer(bundle, hook_name, rows, settings)
     stories = StoryBatches(rows, bundle.cfg.n_ctx, settings)
+    model = devices.everywhere(bundle.params)
     first = settings.reconstruction_steps
+    groups = _grouped(runs)
 
-    def batch_at(step: int) -> np.ndarray:
-        return buffer(step) if step < first else stories(step - first)
+    def batch_at(number: int) -> tuple[Any, int]:
+        return devices.spread(buffer(number) if number < first else stories(number - first)), number
 
-    def step(state: SAEState, batch: np.ndarray) -> tuple[SAEState, Metrics]:
-        if batch.dtype == np.float32:
-            return reconstruction_update(state, batch, settings)
-        return spliced_update(state, batch, bundle.params, bundle.cfg, hook_name, settings)
+    def step(state: _Runs, batch: tuple[Any, int]) -> tuple[_Runs, tuple[Metrics, ...]]:
+        values, number = batch
+        states, metrics = [], []
+        for group, of_group in zip(groups, state.groups, strict=True):
+            stacked = len(group.runs) > 1
+            if number < first:
+                new, its_metrics = _reconstructed(of_group, values, jnp.int32(number), group.form, stacked)
+            else:
+                new, its_metrics = _spliced(of_group, values, model, bundle.cfg, hook_name, group.form, stacked)
+            states.append(new)
+            metrics.append(its_metrics)
+        return _Runs(np.int32(number + 1), tuple(states)), tuple(metrics)
 
-    start = initial_state(bundle, hook_name, buffer, settings)
-    state = train(start, step, batch_at, settings.steps, out, label=hook_name, quiet=quiet)  # pyright: ignore
-    assert isinstance(state, SAEState)
-    return SAE(raw_weights(state), SAEConfig(d_in, settings.expansion * d_in, hook_name))
+    def split(means: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+        lines = {}
+        for group, of_group in zip(groups, means, strict=True):
+            for i, name in enumerate(group.runs):
+                lines[name] = {k: v[i] if isinstance(v, list) else v for k, v in of_group.items()}
+        return lines
+
+    start = _Runs(np.int32(0), _first_states(bundle, hook_name, buffer, groups))
+    state = train(
+        devices.everywhere(start),
+        step,
+        batch_at,
+        settings.steps,
+        out,
+        label=hook_name,
+        logs=logs,
+        split=split,
+        checkpoint_every=checkpoint_every,
+        quiet=quiet,
+    )
+    saes = {}
+    for group, of_group in zip(groups, state.groups, strict=True):
+        for i, (name, run) in enumerate(group.runs.items()):
+            alone = of_group if len(group.runs) == 1 else jax.tree.map(lambda leaf, i=i: leaf[i], of_group)
+            saes[name] = trained(alone, hook_name, run)
+    return {name: saes[name] for name in runs}
+
+
+def _grouped(runs: Mapping[str, SAETraining]) -> list[_Group]:
+    """Runs that may be stacked, together."""
+    found: dict[Any, dict[str, SAETraining]] = {}
+    for name, run in runs.items():
+        key = tuple((k, v) for k, v in asdict(run).items() if k not in STACKED)
+        found.setdefault(key, {})[name] = run
+    return [_Group(form_of(list(of_group.values())), of_group) for of_group in found.values()]
+
+
+def _first_states(
+    bundle: Bundle, hook_name: str, buffer: ActivationBuffer, groups: Sequence[_Group]
+) -> tuple[SAEState, ...]:
+    """The stacked states before the first step; equal beginnings are computed once."""
+    begun: dict[Any, SAEState] = {}
+    states = []
+    for form, runs in groups:
+        of_group = []
+        for run in runs.values():
+            key = (run.seed, run.expansion, run.activation)
+            if key not in begun:
+                begun[key] = initial_state(bundle, hook_name, buffer, run, form)
+            of_group.append(with_numbers(begun[key], run, form))
+        states.append(jax.tree.map(_stacked, *of_group))
+    return tuple(states)
+
+
+def _stacked(*leaves: Array) -> Array:
+    """One run's leaf alone has no axis of runs. A copy: a step gives the memory of the old state to the new one."""
+    one, *others = leaves
+    return jnp.stack(leaves) if others else jnp.copy(one)
+
+
+@partial(jax.jit, static_argnames=("form", "stacked"), donate_argnums=0)
+def _reconstructed(
+    state: SAEState, values: Float[Array, "tokens d_in"], number: Int[Array, ""], form: Form, stacked: bool
+) -> tuple[SAEState, Metrics]:
+    update = partial(reconstruction_update, form=form)
+    return (jax.vmap(update, (0, None, None)) if stacked else update)(state, values, number)
+
+
+@partial(jax.jit, static_argnames=("cfg", "hook_name", "form", "stacked"), donate_argnums=0)
+def _spliced(
+    state: SAEState,
+    rows: Int[Array, "batch row"],
+    model: ModelWeights,
+    cfg: ModelConfig,
+    hook_name: str,
+    form: Form,
+    stacked: bool,
+) -> tuple[SAEState, Metrics]:
+    update = partial(spliced_update, rows=rows, model=model, cfg=cfg, hook_name=hook_name, form=form)
+    return (jax.vmap(update) if stacked else update)(state)

@@ -3,7 +3,8 @@
 import inspect
 import re
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
+from typing import NamedTuple
 
 from jaxcircuits.config import ModelConfig, check_seed
 from jaxcircuits.corpus import END_OF_TEXT
@@ -74,22 +75,50 @@ class LMTraining:
         )
 
 
+class Custom(NamedTuple):
+    """What goes with an activation unless something else is asked for."""
+
+    penalty: str
+    revive: str
+
+
+ACTIVATIONS = {
+    "relu": Custom("power", "resample"),
+    "topk": Custom("none", "auxiliary"),
+    "batchtopk": Custom("none", "auxiliary"),
+    "jumprelu": Custom("l0", "resample"),
+}
+"""Activations that can be trained; `training.coding` computes them."""
+PENALTIES = ("l1", "sqrt", "hoyer_square", "power", "l0")
+"""What the loss may say of sparsity; `training.penalties` computes them."""
+REVIVALS = ("resample", "auxiliary", "none")
+"""What is done for features that went silent; `training.revival` does it."""
+
+
 @dataclass(frozen=True)
 class SAETraining:
     """Everything an SAE's training depends on, besides the model, the hook point and the text.
 
     Attributes:
         expansion: Features for each number of the hook's value.
-        l0: Features active a token that the sparsity coefficient is steered to.
+        activation: One of relu, topk, batchtopk (stored as a jumprelu) and jumprelu.
+        penalty: What the loss says of sparsity: l1, sqrt, hoyer_square, power, l0 (of a jumprelu), none, or a sum such
+            as l1+0.1*hoyer_square; auto is power for relu, l0 for jumprelu and none for topk and batchtopk.
+        l0: Features active a token that the sparsity coefficient is steered to; 0 leaves it at `sparsity`.
+        k: Features that topk keeps a token, and batchtopk on the mean of a batch; 0 is `l0`, rounded.
         tokens: Tokens seen in all; stories come again where the text is shorter.
         batch_tokens: Tokens a step.
         buffer_tokens: Tokens of many stories that are computed at once and shuffled.
         lr: Peak learning rate of Adam.
         warmup: Share of the steps in which the rate rises.
         decay: Share of the steps, the last ones, in which it falls to zero.
-        power: The sparsity penalty is the sum of `feature_acts ** p`; `p` falls from 1 to this.
-        sparsity: Coefficient of the penalty that the controller begins with.
-        resamplings: How often, in the first phase, features that went silent get new weights.
+        power: The penalty power is the sum of `feature_acts ** p`; `p` falls from 1 to this.
+        sparsity: Coefficient of the penalty, which the steering begins with.
+        bandwidth: Width, in units of the value's norm, of the kernel through which a jumprelu's threshold is learnt.
+        revive: What is done for features that went silent: resample gives them new weights, auxiliary lets them
+            describe what the others leave, none nothing; auto is auxiliary for topk and batchtopk, else resample.
+        resamplings: How often, in the first phase, resample does.
+        auxiliary: Weight of the auxiliary loss, a share of what the others leave.
         read_weight: Share of the reconstruction error that is measured after the MLP's `W_out`, the one matrix through
             which the model reads an `mlp.hook_post`; the rest is measured at the hook. At other hook points all of it.
         spliced: Share of the steps, the last ones, in which the autoencoder is spliced into the model and the loss
@@ -97,10 +126,14 @@ class SAETraining:
         spliced_lr: Learning rate in these steps, as a share of what it would be.
         kl_weight: Weight of that, a KL divergence in nats, beside the unexplained share of the variance.
         seed: Initial weights and order of the text.
+        text_seed: Order of the text alone; -1 is `seed`.
     """
 
     expansion: int = 4
+    activation: str = "relu"
+    penalty: str = "auto"
     l0: float = 26.5
+    k: int = 0
     tokens: int = 1_400_000
     batch_tokens: int = 1024
     buffer_tokens: int = 65_536
@@ -109,21 +142,43 @@ class SAETraining:
     decay: float = 0.3
     power: float = 0.5
     sparsity: float = 0.03
+    bandwidth: float = 0.05
+    revive: str = "auto"
     resamplings: int = 6
+    auxiliary: float = 0.03125
     read_weight: float = 0.5
     spliced: float = 0.5
     spliced_lr: float = 0.3
     kl_weight: float = 5.0
     seed: int = 0
+    text_seed: int = -1
 
     def __post_init__(self) -> None:
         _check(
             self,
-            positive=("expansion", "tokens", "batch_tokens", "buffer_tokens", "lr", "spliced_lr", "l0", "sparsity"),
+            positive=(
+                "expansion",
+                "tokens",
+                "batch_tokens",
+                "buffer_tokens",
+                "lr",
+                "spliced_lr",
+                "sparsity",
+                "bandwidth",
+            ),
         )
-        for name in ("resamplings", "kl_weight"):
+        for name in ("resamplings", "kl_weight", "l0", "k", "auxiliary"):
             if not 0 <= getattr(self, name) < inf:
                 raise InputError(f"{name} must not be negative or infinite, got {getattr(self, name)}.")
+        for name, known in (("activation", ACTIVATIONS), ("revive", ("auto", *REVIVALS))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if "l0" in self.penalties and self.activation != "jumprelu":
+            raise InputError(f"the penalty l0 has a derivative for jumprelu only, got {self.activation}; name another.")
+        if self.keeps_k and self.kept < 1:
+            raise InputError(f"activation {self.activation} must keep a feature at least; give --k or --l0.")
+        if self.text_seed >= 0:
+            check_seed(self.text_seed)
         if not 0 < self.power <= 1:
             raise InputError(f"power must lie above 0 and not above 1, got {self.power}.")
         if self.buffer_tokens % self.batch_tokens:
@@ -135,6 +190,47 @@ class SAETraining:
         for name in ("read_weight", "spliced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a share and must lie in 0..1, got {getattr(self, name)}.")
+
+    @property
+    def penalties(self) -> dict[str, float]:
+        """Coefficient of each penalty, before the common one; empty for none.
+
+        Raises:
+            InputError: `penalty` is no such sum.
+        """
+        text = ACTIVATIONS[self.activation].penalty if self.penalty == "auto" else self.penalty
+        coefficients: dict[str, float] = {}
+        for term in () if text == "none" else text.split("+"):
+            factor, _, name = term.rpartition("*")
+            try:
+                coefficient = float(factor or 1)
+            except ValueError:
+                coefficient = inf
+            if name not in PENALTIES or name in coefficients or not (isfinite(coefficient) and coefficient > 0):
+                known = ", ".join(PENALTIES)
+                raise InputError(f"penalty must be none or a sum such as l1+0.1*hoyer_square of {known}; got {text!r}.")
+            coefficients[name] = coefficient
+        return coefficients
+
+    @property
+    def revival(self) -> str:
+        """What is done for silent features."""
+        return ACTIVATIONS[self.activation].revive if self.revive == "auto" else self.revive
+
+    @property
+    def keeps_k(self) -> bool:
+        """Whether `kept` decides how many features are on; else the penalty does."""
+        return self.activation in ("topk", "batchtopk")
+
+    @property
+    def kept(self) -> int:
+        """Features that are kept where a number decides."""
+        return int(self.k) or round(self.l0)
+
+    @property
+    def order(self) -> int:
+        """Seed of the text's order."""
+        return self.seed if self.text_seed < 0 else self.text_seed
 
     @property
     def steps(self) -> int:

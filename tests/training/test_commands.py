@@ -52,7 +52,7 @@ def test_a_language_model_and_its_autoencoders(corpus, capsys):
         (["lm", "--corpus", "train.txt"], "the text is too small for a vocabulary of 4096"),
         (["lm", "--corpus", "train.txt", "--n-heads", "5"], "n_heads must divide d_model"),
         (["sae", "--corpus", "train.txt", "--bundle", "nowhere"], "there is no bundle nowhere"),
-        (["sae", "--corpus", "train.txt", "--bundle", "nowhere", "--l0", "-1"], "l0 must be positive"),
+        (["sae", "--corpus", "train.txt", "--bundle", "nowhere", "--l0", "-1"], "l0 must not be negative"),
     ],
 )
 def test_bad_input_is_one_sentence(corpus, arguments, message, capsys):
