@@ -35,6 +35,7 @@ ROWS = {
 CONTENDERS = {rows.LOOP, rows.PLAIN, rows.TUNED, rows.VMAP, rows.STRUCTURED, rows.PROJECTED, rows.EVERYWHERE, rows.CELL}
 
 
+@pytest.mark.slow
 def test_a_quick_run_has_every_row_and_the_contenders_agree() -> None:
     arguments = ["--shape", "tiny", "--quick", "--json", "result.json", "--markdown", "result.md"]
     assert benchmark.main(arguments) == 0

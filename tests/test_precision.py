@@ -79,6 +79,7 @@ def test_products_inside_of_loops_and_calls_are_rounded(loop: str) -> None:
     assert abs(rounded(run, 7)(W) - run(W)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_prints_a_row_a_precision(capsys: pytest.CaptureFixture) -> None:
     saved_bundle("tiny", tiny_config())
     Path("prompts.txt").write_text("w1 w2 w3 w4 w5 w6\nw9 w8 w7 w5\n")

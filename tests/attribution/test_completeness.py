@@ -8,7 +8,6 @@ import pytest
 
 from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.attribution.edges import REMAINDER_COLUMNS
-from jaxcircuits.errors import InputError
 from tests.attribution.cases import bundle_of, prompts_of
 
 SUMS = ("attribution_sum", "attribution_cut", *REMAINDER_COLUMNS[:-1])
@@ -104,15 +103,3 @@ def test_exact_derivatives_have_a_remainder_on_request() -> None:
     targets = _targets("global then local", jnp.float32, completeness=True)
     assert np.isnan(targets["model_bias"]).all()
     assert np.isfinite(targets["sae_error"]).all()
-
-
-def test_sources_without_a_remainder() -> None:
-    from tests.helpers import tiny_bundle, tiny_config, tiny_sae
-
-    cfg = tiny_config()
-    hooks = ("blocks.0.hook_resid_post", "blocks.1.mlp.hook_post")
-    bundle = tiny_bundle(cfg, saes={hook: tiny_sae(cfg, hook) for hook in hooks})
-    with pytest.raises(InputError, match="no-completeness"):
-        Engine(bundle, Settings(derivative="frozen"))
-    edges, _ = Engine(bundle, Settings(derivative="frozen", completeness=False)).run(prompts_of(bundle, 9))
-    assert len(edges["prompt"])

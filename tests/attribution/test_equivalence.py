@@ -97,7 +97,7 @@ def test_auto_is_structured_where_it_can_be() -> None:
     assert Engine(bundle, Settings(source=first, target=second)).task.way == "adjacent"
     assert Engine(bundle, Settings(source=first, target=third)).task.way == "between"
     assert Engine(bundle, Settings(source=first, target=third, parts="kinds")).method == "reference"
-    with pytest.raises(InputError, match="parts of adjacent layers.*reference"):
+    with pytest.raises(InputError, match="one block's attention lies between.*reference"):
         Engine(bundle, Settings(source=first, target=third, method="structured", parts="kinds"))
 
 
