@@ -30,7 +30,7 @@ from jaxcircuits.progress import progress
 from jaxcircuits.rows import bundle_rows
 from jaxcircuits.sae import SAE
 from jaxcircuits.training.activations import ActivationBuffer
-from jaxcircuits.training.sae import _reconstructed
+from jaxcircuits.training.sae import reconstruction_step
 from jaxcircuits.training.sae_state import form_of, initial_state, trained
 from jaxcircuits.training.settings import SAETraining
 
@@ -48,7 +48,7 @@ class Ours:
 
     def step(self, values: np.ndarray) -> None:
         """Takes a step."""
-        self.state, metrics = _reconstructed(self.state, values, jnp.int32(self.done), self.form, False)
+        self.state, metrics = reconstruction_step(self.state, values, jnp.int32(self.done), self.form, False)
         jax.block_until_ready((self.state, metrics))
         self.done += 1
 

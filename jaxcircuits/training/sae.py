@@ -118,7 +118,7 @@ def train_saes(
         for group, of_group in zip(groups, state.groups, strict=True):
             stacked = len(group.runs) > 1
             if number < first:
-                new, its_metrics = _reconstructed(of_group, values, jnp.int32(number), group.form, stacked)
+                new, its_metrics = reconstruction_step(of_group, values, jnp.int32(number), group.form, stacked)
             else:
                 new, its_metrics = _spliced(of_group, values, model, bundle.cfg, hook_name, group.form, stacked)
             states.append(new)
@@ -186,7 +186,7 @@ def _stacked(*leaves: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames=("form", "stacked"), donate_argnums=0)
-def _reconstructed(
+def reconstruction_step(
     state: SAEState, values: Float[Array, "tokens d_in"], number: Int[Array, ""], form: Form, stacked: bool
 ) -> tuple[SAEState, Metrics]:
     update = partial(reconstruction_update, form=form)
