@@ -189,6 +189,7 @@ def _stacked(*leaves: Array) -> Array:
 def reconstruction_step(
     state: SAEState, values: Float[Array, "tokens d_in"], number: Int[Array, ""], form: Form, stacked: bool
 ) -> tuple[SAEState, Metrics]:
+    """One step of the first phase, of one run or of runs that are stacked."""
     update = partial(reconstruction_update, form=form)
     return (jax.vmap(update, (0, None, None)) if stacked else update)(state, values, number)
 
