@@ -55,10 +55,20 @@ def test_links_lead_somewhere(document: str) -> None:
             assert ((ROOT / document).parent / target).exists(), target
 
 
-def test_the_query_of_the_readme() -> None:
-    duckdb = pytest.importorskip("duckdb")
-    assert main(["attribute", "--prompt", "The dog was happy.", "--out", "runs/attribute-000", "--quiet"]) == 0
-    (query,) = blocks("README.md", "sql")
-    rows = duckdb.sql(query).fetchall()
-    assert rows
-    assert len(rows) <= 20
+def test_a_run_s_files_open_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = [
+        "The dog was happy.",
+        "The cat was happy.",
+        "The dog was sad.",
+        "The cat sat.",
+        "The dog ran.",
+        "A dog was happy.",
+    ]
+    Path("stories.txt").write_text("\n".join(texts))
+    assert main(["attribute", "--corpus", "stories.txt", "--out", "runs/stories", "--quiet"]) == 0
+    (lines,) = [block for block in blocks("README.md", "python") if "read_parquet" in block]
+    shown: dict[str, object] = {}
+    exec(lines.replace("\npandas.", "\nfirst = pandas.").replace("\npolars.", "\nsecond = polars."), shown)
+    assert {"mean_shrunk", "q_mean"} <= set(shown["first"].columns)  # pyright: ignore
+    assert "attribution" in shown["second"].columns  # pyright: ignore

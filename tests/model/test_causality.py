@@ -74,7 +74,7 @@ def test_an_edit_at_a_position_changes_nothing_before_it(name: str, t: int) -> N
 
 @pytest.mark.parametrize("window", [None, 1, 2, 4, 15, 16, 300])
 def test_mask_edges(window: int | None) -> None:
-    mask = causal_mask(np.arange(16), np.arange(16), window)
+    mask = causal_mask(jnp.arange(16), jnp.arange(16), window)
     np.testing.assert_array_equal(mask, _reach(16, window or 16))
     np.testing.assert_array_equal(mask.sum(1), np.minimum(np.arange(1, 17), window or 16))
 
