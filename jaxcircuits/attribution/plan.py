@@ -185,7 +185,7 @@ def _shape(
     every = settings.source_threshold == "all"
     everywhere = settings.positions == "all"
     sources = length * d_sae if every else min(_round_up(counts.sources * margin * length, 128), length * d_sae)
-    per_position = d_sae if every else min(d_sae, _round_up(counts.per_position * margin, 16))
+    per_position = d_sae if every else min(d_sae, _round_up(counts.per_position * margin, 8))
     accelerator = jax.default_backend() != "cpu"
     slots = sources if everywhere else per_position
     targets = max(1, counts.targets * margin * length)
@@ -261,7 +261,7 @@ def grown(shape: Shape, most: Shape) -> Shape:
     """A shape with more room, where what was found (`most`) did not fit."""
     sources = max(shape.sources, _round_up(most.sources, 128))
     targets = max(shape.targets, _round_up(bucket(most.targets), shape.chunk))
-    per_position = max(shape.per_position, _round_up(most.per_position, 16))
+    per_position = max(shape.per_position, _round_up(most.per_position, 8))
     return replace(shape, sources=sources, per_position=per_position, targets=targets, kept=max(shape.kept, most.kept))
 
 
