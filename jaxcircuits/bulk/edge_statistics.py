@@ -2,8 +2,8 @@
 
 The offset is target position minus source position. A part of the corpus is summed into additive tables
 (`partial_statistics`), these into `statistics.parquet` (`merge_statistics`), whatever the parts were; what follows from
-the sums, and why, stands in `estimates`. Sums are float64. Merging is DuckDB's, out of core; in memory are one p value,
-mean and error a tested pair, and the histograms of features.
+the sums, and why, stands in `estimates`. Sums are float64. Merging reads files side by side (`merging`); in memory are
+one p value, mean and error a tested pair, and the histograms of features.
 
 The mean, and whatever else is of attribution, is over the edges a run kept. Where `top_k` or `min_attribution` cut
 some, the file says how many (`edges_cut` in its metadata): `edges`, `both_active` and sums are then those of kept
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcircuits.bulk import estimates
-from jaxcircuits.bulk.feature_counts import feature_counts, from_table
-from jaxcircuits.bulk.pair_sums import KEY, SUMS, pair_sums
+from jaxcircuits.bulk.feature_counts import FEATURES, feature_counts, from_table
+from jaxcircuits.bulk.merging import Layout, merged, write_merged
+from jaxcircuits.bulk.pair_sums import PAIRS, pair_sums
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
 from jaxcircuits.bulk.run import Run
 from jaxcircuits.bulk.statistics_table import derive, finish
@@ -29,20 +30,17 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.progress import progress
 
 if TYPE_CHECKING:
-    import duckdb
     import pyarrow as pa
     from pyarrow.compute import Expression
 
 FILE = "statistics.parquet"
 MIN_STORIES = 5
 
-_KEY = ", ".join(f'"{name}"' for name in KEY)
-_MERGED = f"""
-    SELECT {_KEY}, {", ".join(f"fsum({name}) AS {name}" for name in SUMS)}, max(largest) AS largest
-    FROM read_parquet($files) GROUP BY {_KEY} ORDER BY {_KEY}"""
-_FEATURES = """
-    SELECT side, feature, kind, bin, fsum(count) AS count, fsum(total) AS total, fsum(squares) AS squares
-    FROM read_parquet($files) GROUP BY side, feature, kind, bin ORDER BY side, feature, kind, bin"""
+LAYOUTS = {"pairs": PAIRS, "features": FEATURES}
+"""Kinds of sums, each in a directory of its own below `statistics/`."""
+
+AT_ONCE = 16
+"""Files that are merged in one go."""
 
 
 def partial_statistics(edges: "pa.Table", activations: "pa.Table", prompts: "pa.Table") -> dict[str, "pa.Table"]:
@@ -62,41 +60,43 @@ def partial_statistics(edges: "pa.Table", activations: "pa.Table", prompts: "pa.
 
 
 def merge_statistics(
-    directory: Path, *, parts: Sequence[str] | None = None, min_stories: int = MIN_STORIES, memory: str = "2GB"
+    directory: Path,
+    *,
+    sums: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    min_stories: int = MIN_STORIES,
 ) -> None:
     """Writes `statistics.parquet` from the additive sums in `statistics/`, whole or not at all.
 
     Args:
         directory: The run.
-        parts: File names of the parts that count, such as `part-00000.parquet`; by default all that are there.
+        sums: Names of the files of sums that count, such as `part-00000.parquet`, in the order of their prompts; by
+            default all that are there.
+        targets: Names of the files in `targets/` that say how many edges were cut; by default all that are there.
         min_stories: Pairs with edges in fewer prompts are neither tested nor shrunk.
-        memory: What DuckDB may use; beyond it, it uses the disk.
 
     Raises:
-        InputError: There is no part, or it cannot be read.
+        InputError: There are no sums, or they cannot be read.
     """
+    import pyarrow as pa
+
     if min_stories < 2:
         raise InputError(f"min_stories must be at least 2 (one story has no error), got {min_stories}.")
-    names = sorted(p.name for p in (directory / "statistics" / "pairs").glob("part-*.parquet"))
-    names = names if parts is None else list(parts)
+    place = directory / "statistics"
+    names = sorted(p.name for p in (place / "pairs").glob("*.parquet")) if sums is None else sums
     if not names:
-        raise InputError(f"there are no statistics to merge in {directory / 'statistics'}; attribute a corpus first.")
-    files = {kind: [str(directory / "statistics" / kind / n) for n in names] for kind in ("pairs", "features")}
-    with (
-        tempfile.TemporaryDirectory(prefix=".merging.", dir=directory / "statistics") as scratch,
-        _duckdb(scratch, memory) as db,
-    ):
-        merged, derived, final = (Path(scratch) / f"{n}.parquet" for n in ("merged", "derived", "final"))
-        try:
-            counts = from_table(db.sql(_FEATURES, params={"files": files["features"]}).to_arrow_table())
-            place = str(merged).replace("'", "''")
-            db.execute(f"COPY ({_MERGED}) TO '{place}' (COMPRESSION zstd)", {"files": files["pairs"]})
-        except _duckdb_error() as error:
-            reason = str(error).splitlines()[0]
-            sentence = f"cannot merge the statistics in {directory} ({reason}); make room, or run it again."
-            raise InputError(sentence) from None
-        cut = _edges_cut(db, directory, names)
-        tests = derive(merged, derived, counts, min_stories, complete=not cut)
+        raise InputError(f"there are no statistics to merge in {place}; attribute a corpus first.")
+    if targets is None:
+        targets = [p.name for p in (directory / "targets").glob("*.parquet")]
+    cut = _edges_cut([directory / "targets" / name for name in targets])
+    with tempfile.TemporaryDirectory(prefix=".merging.", dir=place) as temporary, _readable(directory):
+        scratch = Path(temporary)
+        pairs, features = (
+            _few([place / kind / name for name in names], layout, scratch / kind) for kind, layout in LAYOUTS.items()
+        )
+        counts = from_table(pa.concat_tables(merged(features, FEATURES)))
+        derived, final = scratch / "derived.parquet", scratch / "final.parquet"
+        tests = derive(merged(pairs, PAIRS), derived, counts, min_stories, complete=not cut)
         facts = {
             "min_stories": min_stories,
             "interval": estimates.LEVEL,
@@ -108,6 +108,28 @@ def merge_statistics(
         }
         finish(derived, final, tests, facts)
         os.replace(final, directory / FILE)
+
+
+def merge_sums(files: Sequence[Path], kind: str, to: Any) -> None:
+    """Merges additive sums of one kind, in the order of their prompts, into one file, open for writing.
+
+    Raises:
+        InputError: One of the files is damaged.
+    """
+    with _readable(files[0].parent):
+        write_merged(to, files, LAYOUTS[kind])
+
+
+def _few(files: Sequence[Path], layout: Layout, scratch: Path) -> Sequence[Path]:
+    """The same sums in no more files than are read at once."""
+    scratch.mkdir(exist_ok=True)
+    while len(files) > AT_ONCE:
+        groups = [files[i : i + AT_ONCE] for i in range(0, len(files), AT_ONCE)]
+        level = sum(1 for _ in scratch.iterdir())
+        files = [scratch / f"{level + i:05d}.parquet" for i in range(len(groups))]
+        for file, group in zip(files, groups, strict=True):
+            write_merged(file, group, layout)
+    return files
 
 
 def statistics_of(
@@ -169,30 +191,23 @@ def facts_of(statistics: "pa.Table") -> dict[str, Any]:
 
 
 @contextmanager
-def _duckdb(scratch: str | None = None, memory: str | None = None) -> Iterator["duckdb.DuckDBPyConnection"]:
-    """A database in memory. One thread, so that sums are added in one order and files are the same to the byte."""
-    import duckdb
+def _readable(directory: Path) -> Iterator[None]:
+    """Errors of files as one sentence."""
+    import pyarrow as pa
 
-    with duckdb.connect(config={"threads": 1}) as db:
-        if memory is not None:
-            db.execute(f"SET memory_limit = '{memory}'")
-        db.execute(f"SET temp_directory = '{scratch or ''}'")
-        yield db
-
-
-def _duckdb_error() -> type[Exception]:
-    import duckdb
-
-    return duckdb.Error
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        sentence = f"cannot merge the statistics in {directory} ({reason}); make room, or run it again."
+        raise InputError(sentence) from None
 
 
-def _edges_cut(db: "duckdb.DuckDBPyConnection", directory: Path, names: Sequence[str]) -> int:
+def _edges_cut(targets: Sequence[Path]) -> int:
     """How many edges the run did not keep, by its targets."""
-    files = [str(p) for n in names if (p := directory / "targets" / n).is_file()]
-    if not files:
-        return 0
-    rows = db.execute("SELECT coalesce(sum(edges_cut), 0) FROM read_parquet($files)", {"files": files}).fetchone()
-    return int(rows[0]) if rows else 0
+    import pyarrow.parquet as pq
+
+    return sum(int(pq.read_table(p, columns=["edges_cut"])["edges_cut"].to_numpy().sum()) for p in targets)
 
 
 def _or_nothing(activations: "pa.Table | None", prompts: "pa.Table") -> tuple["pa.Table", "pa.Table"]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxcircuits.bulk.merging import Columns, Layout, added
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -22,7 +24,15 @@ ALL, SOURCE, TARGET = -1, 0, 1
 ROOM, POSITION, LAG, STORIES = 0, 1, 2, 3
 """Kinds of bins: positions after (before) it; its position; positions to a later activation; 0, once a story."""
 
-COLUMNS = ("side", "feature", "kind", "bin", "count", "total", "squares")
+
+def _number(columns: Columns) -> Int[np.ndarray, "n"]:
+    side, feature, kind, at = (columns[name].astype(np.int64) for name in FEATURES.key)
+    return side + 1 << 60 | feature + 1 << 34 | kind << 32 | at
+
+
+FEATURES = Layout(
+    {"side": np.int8, "feature": np.int32, "kind": np.int8, "bin": np.int32}, _number, ("count", "total", "squares")
+)
 
 
 def feature_counts(activations: "pa.Table", prompts: "pa.Table") -> "pa.Table":
@@ -51,8 +61,7 @@ def feature_counts(activations: "pa.Table", prompts: "pa.Table") -> "pa.Table":
         rows += [_histogram(side, ROOM, feature, room, act), _histogram(side, POSITION, feature, pos, act)]
         rows += [_lags(side, prompt, pos, feature), _stories(side, prompt, feature)]
     columns = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
-    types = (pa.int8(), pa.int32(), pa.int8(), pa.int32(), pa.float64(), pa.float64(), pa.float64())
-    return pa.table({n: pa.array(c, t) for n, c, t in zip(COLUMNS, columns, types, strict=True)})
+    return FEATURES.table(added(dict(zip(FEATURES.columns, columns, strict=True)), FEATURES))
 
 
 Rows = tuple[np.ndarray, ...]
@@ -151,7 +160,7 @@ class FeatureCounts:
 
 def from_table(table: "pa.Table") -> FeatureCounts | None:
     """Reads merged histograms; `None` where no activation was given for one of the sides."""
-    columns = {name: table[name].to_numpy() for name in COLUMNS}
+    columns = {name: table[name].to_numpy() for name in FEATURES.columns}
     if not all((columns["side"] == side).any() for side in (SOURCE, TARGET)):
         return None
     width = int(columns["bin"].max()) + 1

@@ -89,6 +89,7 @@ def first_record(
         "plan": None,
         "files": {},
         "parts": [],
+        "sums": [],
     }
     return json.loads(json.dumps(record))
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any
 
@@ -29,8 +28,9 @@ from jaxcircuits.bulk.edge_statistics import FILE as STATISTICS
 from jaxcircuits.bulk.prompts import FILE, PromptRows, Prompts, Survey, write_prompts
 from jaxcircuits.bulk.record import Kept, check_kept, difference, first_record, fitted, parts_of, plan_of
 from jaxcircuits.bulk.run import Run, load_run
-from jaxcircuits.bulk.store import RECORD, Store, read_record
-from jaxcircuits.bulk.tables import SUMS, Part, tables_of
+from jaxcircuits.bulk.store import RECORD, Store, file_entry, is_summed, read_record
+from jaxcircuits.bulk.sums import compact, merge, remove_sums
+from jaxcircuits.bulk.tables import Part, tables_of
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import absent_parents, remove_empty
@@ -201,7 +201,7 @@ def _go_on(store: Store, say: Callable[[str], None]) -> None:
         store.record["finished"] = False
         store.save()
     elif store.record["finished"]:
-        _remove_sums(store.place)
+        remove_sums(store.place)
     if store.record["finished"]:
         say(f"the run {store.place.name} was finished before; nothing is left to do.")
     elif store.done:
@@ -226,7 +226,7 @@ def _prepare(store: Store, engine: Engine, prompts: Prompts, targets: Targets, q
 
             survey = write_prompts(place, prompts, engine.counted, check, lambda n: bar.update(task, advance=n))
             _describe(record, survey)
-            record["files"][FILE] = _file_entry(place, FILE)
+            record["files"][FILE] = file_entry(place, FILE)
         rows = PromptRows(place)
         if record["plan"] is None:
             assert survey is not None
@@ -241,7 +241,7 @@ def _prepare(store: Store, engine: Engine, prompts: Prompts, targets: Targets, q
             content = BytesIO()
             np.save(content, np.asarray(engine.baseline))
             place.write(BASELINE, content.getvalue())
-            record["files"][BASELINE] = _file_entry(place, BASELINE)
+            record["files"][BASELINE] = file_entry(place, BASELINE)
     store.save()
 
 
@@ -262,10 +262,6 @@ def _describe(record: dict[str, Any], survey: Survey) -> None:
 def _lengths(survey: Survey) -> list[int] | None:
     """Lengths to plan by; `None` where the sample is all there is."""
     return None if survey.number == len(survey.sample) else survey.some_lengths()
-
-
-def _file_entry(place: Place, name: str) -> dict[str, Any]:
-    return {"bytes": place.sizes()[name], "sha256": place.sha256(name)}
 
 
 def _each_part(
@@ -326,12 +322,14 @@ def _compute(store: Store, engine: Engine, targets: Targets, kept: Kept, quiet: 
 
 
 def _store(store: Store, engine: Engine, part: Part, kept: Kept) -> None:
-    """Stores a part and lets it count. Where statistics are merged already, a part that was damaged is in them."""
-    summed = kept.statistics and STATISTICS not in store.record["files"]
-    tables = tables_of(engine, part, kept, edge_statistics.partial_statistics if summed else None)
+    """Stores a part and lets it count. Statistics, or merged sums, hold a part that was damaged since already."""
+    summed = STATISTICS in store.record["files"] or is_summed(store.record["sums"], part.number)
+    to_sum = kept.statistics and not summed
+    tables = tables_of(engine, part, kept, edge_statistics.partial_statistics if to_sum else None)
     entry = store.write_part(part.number, part.entry, tables)
     if processes.is_first():
         store.count(entry)
+        compact(store)
     else:
         store.note(entry)
 
@@ -351,39 +349,19 @@ def _finish(store: Store, kept: Kept) -> None:
     if jax.process_count() > 1:
         processes.wait_until(lambda: store.take_up_notes() is None and len(store.done) == wanted)
     if kept.statistics and STATISTICS not in store.record["files"]:
-        _merge(store.place, [f"part-{part['part']:05d}.parquet" for part in store.record["parts"]])
-        store.record["files"][STATISTICS] = _file_entry(store.place, STATISTICS)
-        for part in store.record["parts"]:
-            for name in [name for name in part if name.startswith(f"{SUMS}/")]:
-                del part[name]
+        compact(store)
+        merge(store)
+        store.record["files"][STATISTICS] = file_entry(store.place, STATISTICS)
+        store.record["sums"] = []
     store.record["finished"] = True
     store.save()
     store.remove_notes()
-    _remove_sums(store.place)
+    remove_sums(store.place)
 
 
 def _finished(place: Place) -> bool:
     record = read_record(place)
     return record is not None and record["finished"]
-
-
-def _merge(place: Place, parts: list[str]) -> None:
-    """Merges in the run's directory, or in a copy of what is needed where that lies elsewhere."""
-    if place.local is not None:
-        edge_statistics.merge_statistics(place.local, parts=parts)
-        return
-    with TemporaryDirectory() as directory:
-        for name in (SUMS, "targets"):
-            place.fetch(name, Path(directory))
-        edge_statistics.merge_statistics(Path(directory), parts=parts)
-        place.write(STATISTICS, (Path(directory) / STATISTICS).read_bytes())
-
-
-def _remove_sums(place: Place) -> None:
-    for name in place.sizes(SUMS):
-        place.remove(name)
-    if place.local is not None:
-        shutil.rmtree(place.local / SUMS, ignore_errors=True)
 
 
 def next_free(parent: Where, stem: str) -> Path:

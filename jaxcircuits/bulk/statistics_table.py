@@ -1,7 +1,7 @@
 """`statistics.parquet`: its columns, and how they follow from merged sums, a batch of pairs at a time."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,11 +79,13 @@ class Tests:
         )
 
 
-def derive(merged: Path, derived: Path, counts: FeatureCounts | None, least: int, *, complete: bool) -> Tests:
+def derive(
+    merged: Iterable["pa.Table"], derived: Path, counts: FeatureCounts | None, least: int, *, complete: bool
+) -> Tests:
     """Writes everything that needs one pair alone.
 
     Args:
-        merged: Merged sums, one row a pair (`pair_sums`).
+        merged: Merged sums, one row a pair (`pair_sums`), some at a time.
         derived: The file to write.
         counts: Of features; `None` where they are unknown.
         least: Stories that a tested pair has at least.
@@ -92,7 +94,8 @@ def derive(merged: Path, derived: Path, counts: FeatureCounts | None, least: int
     counted, found, offsets = [], [], set()
     schema = _schema({})
     with _writer(derived, schema) as write:
-        for columns in _batches(merged):
+        for table in merged:
+            columns = {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}
             out, tested = _one_batch(columns, counts, least, complete)
             counted.append(tested)
             found.append(tuple(out[n][tested] for n in _JUDGED))
@@ -185,14 +188,8 @@ def _batches(file: Path) -> Iterator[dict[str, np.ndarray]]:
     import pyarrow.parquet as pq
 
     for batch in pq.ParquetFile(file).iter_batches(BATCH):
-        columns: dict[str, np.ndarray] = {}
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            if name == "largest":
-                for part in ("prompt", "pos", "value"):
-                    columns[f"largest_{part}"] = column.field(part).to_numpy()
-            else:
-                columns[name] = column.to_numpy(zero_copy_only=False)
-        yield columns
+        names = batch.schema.names
+        yield {name: c.to_numpy(zero_copy_only=False) for name, c in zip(names, batch.columns, strict=True)}
 
 
 def _schema(facts: Mapping[str, Any]) -> "pa.Schema":

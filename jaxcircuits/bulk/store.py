@@ -6,7 +6,7 @@ again. One process writes `run.json`; others leave a note beside it, which that 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,12 @@ from jaxcircuits.places import Place
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA = 2
+SCHEMA = 3
 
 RECORD, NOTES = "run.json", ".notes"
+
+SUMS = "statistics"
+"""Directory of the additive sums that statistics are merged from."""
 
 ROWS = 2**17
 """Rows a row group: what is read to have one row."""
@@ -56,9 +59,11 @@ class Store:
             files[kind] = {"file": name, "rows": table.num_rows, "bytes": len(content), "sha256": digest}
         return {"part": number, **entry, **files}
 
-    def count(self, entry: Mapping[str, Any]) -> None:
-        """Lets a part count."""
-        self.record["parts"] = sorted([*self.record["parts"], entry], key=lambda part: part["part"])
+    def count(self, *entries: dict[str, Any]) -> None:
+        """Lets parts count, and the sums that came with them."""
+        spans = [span for entry in entries if (span := move_sums(entry)) is not None]
+        self.record["parts"] = sorted([*self.record["parts"], *entries], key=lambda part: part["part"])
+        self.record["sums"] = sorted([*self.record["sums"], *spans], key=lambda span: span["parts"])
         self.save()
 
     def note(self, entry: Mapping[str, Any]) -> None:
@@ -78,8 +83,7 @@ class Store:
             raise InputError(f"process {stopped[0]['process']} stopped: {stopped[0]['stopped']}")
         new = [entry for entry in entries if entry["part"] not in self.done]
         if new:
-            self.record["parts"] = sorted([*self.record["parts"], *new], key=lambda part: part["part"])
-            self.save()
+            self.count(*new)
 
     def note_stop(self, process: int, sentence: str) -> None:
         """Says that a process goes no further."""
@@ -94,22 +98,49 @@ class Store:
             (self.place.local / NOTES).rmdir()
 
     def drop_damaged(self) -> list[int]:
-        """Lets no part count that is not whole: sizes of all, and every byte of the newest. Returns their numbers."""
+        """Lets no part count that is not whole, or whose sums are not. Returns the numbers of those parts.
+
+        Looked at are the sizes of all files, and every byte of the newest part's.
+        """
         sizes = self.place.sizes()
-        parts = self.record["parts"]
-        damaged = [part["part"] for part in parts if any(sizes.get(f["file"]) != f["bytes"] for f in files_of(part))]
-        for part in parts[-1:]:
-            if part["part"] not in damaged and any(self.place.sha256(f["file"]) != f["sha256"] for f in files_of(part)):
-                damaged.append(part["part"])
-        if damaged:
-            self.record["parts"] = [part for part in parts if part["part"] not in damaged]
+
+        def damaged(entry: Mapping[str, Any], *, every_byte: bool) -> bool:
+            return any(
+                sizes.get(f["file"]) != f["bytes"] or (every_byte and self.place.sha256(f["file"]) != f["sha256"])
+                for f in files_of(entry)
+            )
+
+        parts, spans = self.record["parts"], self.record["sums"]
+        newest = parts[-1]["part"] if parts else -1
+        bad = [part["part"] for part in parts if damaged(part, every_byte=part["part"] == newest)]
+        unsummed = [s for s in spans if damaged(s, every_byte=s["parts"][1] == newest + 1)]
+        if bad or unsummed:
+            bad += [part["part"] for part in parts if part["part"] not in bad and is_summed(unsummed, part["part"])]
+            self.record["parts"] = [part for part in parts if part["part"] not in bad]
+            self.record["sums"] = [span for span in spans if span not in unsummed]
             self.save()
-        return damaged
+        return sorted(bad)
 
 
 def files_of(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The files that a part's entry names."""
     return [entry for entry in part.values() if isinstance(entry, Mapping) and "file" in entry]
+
+
+def move_sums(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """Takes the files of sums out of a part's entry; what `sums` says of them, `None` where there are none."""
+    found = {name.removeprefix(f"{SUMS}/"): entry.pop(name) for name in list(entry) if name.startswith(f"{SUMS}/")}
+    return {"parts": [entry["part"], entry["part"] + 1], **found} if found else None
+
+
+def is_summed(spans: Sequence[Mapping[str, Any]], part: int) -> bool:
+    """Whether a part is in some sums."""
+    return any(first <= part < last for first, last in (span["parts"] for span in spans))
+
+
+def file_entry(place: Place, name: str) -> dict[str, Any]:
+    """What a record says of a file."""
+    return {"bytes": place.sizes()[name], "sha256": place.sha256(name)}
 
 
 def read_record(place: Place) -> dict[str, Any] | None:

@@ -10,12 +10,10 @@ from jaxcircuits.attribution import Engine
 from jaxcircuits.attribution.edges import Columns, to_arrow
 from jaxcircuits.attribution.engine import Listed, Prompts
 from jaxcircuits.bulk.record import Kept
+from jaxcircuits.bulk.store import SUMS
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-SUMS = "statistics"
-"""Directory of the additive sums that statistics are merged from."""
 
 SOURCE, TARGET = 0, 1
 """The sides of an attribution, as the column `side` has them."""
