@@ -122,7 +122,7 @@ class Groups(NamedTuple):
 
     def add(self, values: np.ndarray) -> Float[np.ndarray, "_n"]:
         """The sum of each run, in float64."""
-        return np.bincount(self.group, values, len(self.starts))
+        return np.bincount(self.group, values, len(self.starts)).astype(np.float64, copy=False)  # integers, if empty
 
     def greatest(self, values: np.ndarray) -> Int[np.ndarray, "_n"]:
         """The first place of the greatest value of each run."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxcircuits import InputError, Settings, load_run
-from jaxcircuits.bulk import attribute_to_run, read_prompts
+from jaxcircuits.bulk import attribute_to_run, read_prompts, runner, sums
 from jaxcircuits.bulk.store import Store
 from jaxcircuits.cli import main
 
@@ -18,7 +18,8 @@ TEXTS = ["w3 w4 w5", "w9 w8", "w1 w2 w3 w4 w5 w6", "w11", "w12 w13 w14"]
 
 
 @pytest.fixture(autouse=True)
-def _parts(two_prompts_a_part) -> None:
+def _parts(two_prompts_a_part, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sums, "GROUP", 2)  # of three parts, the sums of two are merged on the way
     Path("corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
 
 
@@ -89,6 +90,27 @@ def test_a_damaged_part_is_computed_again(bundle) -> None:
     attribute(bundle, said=said)
     assert [s.split(" is not")[0] for s in said[:2]] == ["part 1", "part 2"]
     assert everything("run") == expected
+
+
+def test_parts_whose_merged_sums_are_damaged_are_computed_again(bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(store: Store) -> None:
+        raise InputError("no room.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "merge", stop)
+        with pytest.raises(InputError, match="no room. 3 of 3 parts are finished"):
+            attribute(bundle)
+    record = json.loads(Path("run/run.json").read_text())
+    assert [span["parts"] for span in record["sums"]] == [[0, 2], [2, 3]]
+    shutil.copytree("run", "copy")
+    Path("copy/edges/part-00001.parquet").unlink()  # its sums are there
+    Path("run", record["sums"][0]["pairs"]["file"]).write_bytes(b"half")
+    said: list[str] = []
+    attribute(bundle, said=said)
+    assert [s.split(" is not")[0] for s in said[:2]] == ["part 0", "part 1"]
+    attribute(bundle, "copy")
+    attribute(bundle, "whole")
+    assert everything("run") == everything("copy") == everything("whole")
 
 
 def test_a_full_disk_keeps_what_is_finished(bundle) -> None:
