@@ -2,7 +2,8 @@
 
     python scripts/train_shipped.py --corpus train.txt --valid valid.jsonl --runs runs --out weights
 
-About an hour on two cores. The two `jaxcircuits train` commands do the same as the first two steps.
+About an hour and a half on two cores. The two `jaxcircuits train` commands do the same as the first two steps. With
+`--lm weights` the language model that is there stays, and its autoencoders are trained on it as it is stored.
 """
 
 import argparse
@@ -21,8 +22,9 @@ from jaxcircuits.training.settings import LMTraining, SAETraining
 
 COMMANDS = (
     "jaxcircuits train lm --corpus train.txt --out runs/lm",
-    "jaxcircuits train sae --bundle runs/lm/bundle --corpus train.txt --out runs/sae",
+    "jaxcircuits train sae --bundle weights --corpus train.txt --activation batchtopk --out runs/sae",
 )
+AUTOENCODERS = SAETraining(activation="batchtopk")
 DATA = {
     "name": "TinyStories (roneneldan/TinyStories)",
     "paper": "R. Eldan and Y. Li, TinyStories (2023), arXiv:2305.07759",
@@ -39,11 +41,13 @@ def main() -> None:
     parser.add_argument("--valid", required=True, help="text for evaluation")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="run directories")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="where bundle, stories and evaluation go")
+    parser.add_argument("--lm", type=Path, help="a bundle whose language model stays")
     args = parser.parse_args()
-    lm = run_lm(args.corpus, LMTraining(), args.runs / "lm", source={"data": DATA, "command": COMMANDS[0]})
-    sae = run_sae(lm, None, args.corpus, SAETraining(), args.runs / "sae", source={"command": COMMANDS[1]})
+    lm = args.lm or run_lm(args.corpus, LMTraining(), args.runs / "lm", source={"data": DATA, "command": COMMANDS[0]})
+    sae = run_sae(lm, None, args.corpus, AUTOENCODERS, args.runs / "sae", source={"command": COMMANDS[1]})
     ship(sae, args.out)
-    write_stories(args.out)
+    if args.lm is None:
+        write_stories(args.out)
     write_evaluation(args.out, args.corpus, args.valid)
 
 
