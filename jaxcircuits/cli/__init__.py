@@ -16,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0 done, 2 bad input, 130 interrupted, 141 nobody reads on."""
     args = parser().parse_args(argv)
     _cache_compilations()
+    if getattr(args, "quiet", False):  # before the hub's client reads it
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         args.run(args)
         sys.stdout.flush()  # here, where a full disk or a closed pipe still gets its answer
