@@ -4,10 +4,10 @@ What an autoencoder's files leave open, or say wrongly, shows in how well it rec
 `b_dec` subtracted where it was not in training, or without a normalisation that there was, it explains little of the
 variance, or less than nothing. So where it explains little, each of these is changed, one at a time.
 
-It is called misread only where another reading leaves at most a third (`A_THIRD`) of the variance unexplained that the
-given one leaves, and explains at least half (`PLAINLY`). An honest autoencoder that is poor is not: training made its
-error small under its own reading, and no other divides it by three. Nor is one of random weights, which is poor under
-every reading; of that there is a doubt, no more.
+It is called misread only where another reading leaves at most half (`HALF`) of the variance unexplained that the given
+one leaves, and explains at least half (`PLAINLY`). An honest autoencoder that is poor is not: training made its error
+small under its own reading, and no other halves it. Nor is one of random weights, which is poor under every reading; of
+that there is a doubt, no more.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,7 +36,7 @@ NEAR = 2
 """Layers to either side whose hook points are tried."""
 TRUSTED = 0.6
 """Share of the variance explained above which no other reading is tried."""
-PLAINLY, A_THIRD = 0.5, 1 / 3
+PLAINLY, HALF = 0.5, 0.5
 DENSE = 0.5
 """Share of the features on at a token that is doubted."""
 
@@ -169,7 +169,7 @@ def doubts(found: Mapping[str, Checked]) -> list[str]:
 
 def _plainly_right(other: Reading, given: Reading) -> bool:
     left, left_given = 1 - other.variance_explained, 1 - given.variance_explained
-    return other.variance_explained >= PLAINLY and left <= A_THIRD * left_given
+    return other.variance_explained >= PLAINLY and left <= HALF * left_given
 
 
 def _place(sae: SAE) -> str:
