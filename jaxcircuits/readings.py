@@ -144,15 +144,27 @@ def check_readings(
             given = _measured(f"at {_place(sae)}", "", sae, values, counted)
             found[name] = Checked(given, None, sae.cfg.d_sae, int(counted.sum()))
         poor = {name: saes[name] for name, one in found.items() if not one.given.variance_explained >= TRUSTED}
-        others = {hook for sae in poor.values() for way in _hooks(sae, cfg) for hook in way}
-        if others:
-            values |= _values(params, cfg, tuple(sorted(others)), jnp.asarray(rows))
-        for name, sae in poor.items():
-            given = found[name].given
-            readings = [_measured(*other, values, counted) for other in _others(sae, cfg, values, counted)]
-            best = max(readings, key=lambda r: np.nan_to_num(r.variance_explained, nan=-np.inf), default=given)
-            found[name] = found[name]._replace(better=best if _plainly_right(best, given) else None)
+    for name, sae in poor.items():
+        given = found[name].given
+        readings = [reading for reading, _ in other_readings(params, cfg, sae, rows, counted)]
+        best = max(readings, key=lambda r: np.nan_to_num(r.variance_explained, nan=-np.inf), default=given)
+        found[name] = found[name]._replace(better=best if _plainly_right(best, given) else None)
     return found
+
+
+def other_readings(
+    params: ModelWeights,
+    cfg: ModelConfig,
+    sae: SAE,
+    rows: Int[np.ndarray, "batch pos"],
+    counted: Bool[np.ndarray, "batch pos"],
+) -> list[tuple[Reading, SAE]]:
+    """Every other reading of an autoencoder, and the autoencoder that is read so; arguments as of `check_readings`."""
+    hooks = {sae.cfg.hook_name, sae.cfg.hook_written} | {hook for way in _hooks(sae, cfg) for hook in way}
+    with jax.default_matmul_precision("highest"):
+        values = _values(params, cfg, tuple(sorted(hooks)), jnp.asarray(rows))
+        others = list(_others(sae, cfg, values, counted))
+        return [(_measured(how, remedy, other, values, counted), other) for how, remedy, other in others]
 
 
 def doubts(found: Mapping[str, Checked]) -> list[str]:

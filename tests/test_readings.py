@@ -2,19 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxcircuits.bundle import Bundle, check_bundle, load_bundle, save_bundle, shipped_bundle
 from jaxcircuits.cli import main
 from jaxcircuits.convert import convert
 from jaxcircuits.errors import InputError
 from jaxcircuits.evaluation import CorpusFile
-from jaxcircuits.model import forward, side_by_side
-from jaxcircuits.readings import Checked, check_readings, sample_rows
+from jaxcircuits.model import forward
+from jaxcircuits.readings import Checked, check_readings, other_readings, sample_rows
 from jaxcircuits.sae import SAE
 from jaxcircuits.types import SAEWeights
 from tests.helpers import random_tokens, tiny_bundle, tiny_config, tiny_sae
@@ -29,13 +32,24 @@ def bundle() -> Bundle:
     return tiny_bundle(CFG, saes={})
 
 
+HOOK, POST = "blocks.1.mlp.hook_post", "blocks.0.hook_resid_post"
+NORMED, OUT, PRE = "blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out", "blocks.1.mlp.hook_pre"
+
+
 @pytest.fixture(scope="module")
-def trained(bundle: Bundle) -> Callable[..., SAE]:
+def values(bundle: Bundle) -> dict[str, np.ndarray]:
+    """By hook point, its value at each position that counts."""
+    run = jax.jit(partial(forward, cfg=CFG, taps=(HOOK, POST, NORMED, OUT, PRE), logits_at=None))
+    _, acts = run(bundle.params, tokens=jnp.asarray(ROWS))
+    return {hook: np.asarray(value, np.float64)[COUNTED] for hook, value in acts.items()}
+
+
+@pytest.fixture(scope="module")
+def trained(values: dict[str, np.ndarray]) -> Callable[..., SAE]:
     """Autoencoders that know their hook point: of its mean and of the directions in which it varies most."""
 
     def sae(hook: str, kept: int, subtract: bool = True) -> SAE:
-        _, acts = forward(bundle.params, CFG, jnp.asarray(ROWS), taps=[hook], logits_at=None)
-        x = np.asarray(side_by_side(hook, acts[hook]), np.float64)[COUNTED]
+        x = values[hook]
         mean = x.mean(0)
         directions = np.linalg.svd(x - mean, full_matrices=False)[2][:kept].T
         W_enc = np.concatenate([directions, -directions], 1)
@@ -51,17 +65,6 @@ def checked(bundle: Bundle, sae: SAE) -> Checked:
     return check_readings(bundle.params, CFG, {"x": sae}, ROWS, COUNTED)["x"]
 
 
-HOOK = "blocks.1.mlp.hook_post"
-
-
-def test_as_it_was_trained_nothing_is_odd(bundle: Bundle, trained: Callable[..., SAE]) -> None:
-    found = checked(bundle, trained(HOOK, 15))
-    assert found.misread is None
-    assert found.given.variance_explained > 0.9
-    assert found.given.l0 == pytest.approx(15, abs=0.1)  # of a direction and its opposite, one is on
-    assert found.tokens == COUNTED.sum()
-
-
 @pytest.mark.parametrize("right", [True, False])
 def test_b_dec_that_is_subtracted_wrongly_is_named(bundle: Bundle, trained: Callable[..., SAE], right: bool) -> None:
     sae = trained(HOOK, 15, right)
@@ -75,37 +78,36 @@ def test_a_square_one_that_is_transposed_is_named(bundle: Bundle, trained: Calla
     assert "with W_enc transposed: transpose it" in str(checked(bundle, SAE(turned, sae.cfg)).misread)
 
 
-@pytest.mark.parametrize(("hook", "kept"), [("blocks.0.hook_resid_post", 1), ("blocks.1.hook_resid_mid", 3)])
+@pytest.mark.parametrize(("hook", "kept"), [(POST, 1), (HOOK, 3)])
 def test_an_honest_poor_one_is_not_refused(bundle: Bundle, trained: Callable[..., SAE], hook: str, kept: int) -> None:
     found = checked(bundle, trained(hook, kept))
     assert found.misread is None
     assert 0 < found.given.variance_explained < 0.95
+    assert found.given.l0 == pytest.approx(kept, abs=0.1)  # of a direction and its opposite, one is on
+    assert found.tokens == COUNTED.sum()
 
 
 def test_one_of_random_weights_is_doubted_and_taken(bundle: Bundle) -> None:
-    found = checked(bundle, tiny_sae(CFG, "blocks.0.hook_resid_post", 48))
+    found = checked(bundle, tiny_sae(CFG, POST, 48))
     assert found.misread is None
     assert "less than the mean does, under this reading and every other" in str(found.doubt)
 
 
-def test_a_transcoder_reads_and_writes_where_it_was_trained(bundle: Bundle) -> None:
+def test_a_transcoder_reads_and_writes_where_it_was_trained(bundle: Bundle, values: dict[str, np.ndarray]) -> None:
     """The second MLP itself, of ReLUs: least squares from its pre-activations to what it writes."""
-    hooks = ["blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out", "blocks.1.mlp.hook_pre"]
-    _, acts = forward(bundle.params, CFG, jnp.asarray(ROWS), taps=hooks, logits_at=None)
-    pre, out = (np.asarray(acts[hook], np.float64)[COUNTED] for hook in (hooks[2], hooks[1]))
+    pre = values[PRE]
     features = np.concatenate([np.maximum(pre, 0), np.maximum(-pre, 0), np.ones((len(pre), 1))], 1)
-    solved = np.linalg.lstsq(features, out, rcond=None)[0]
+    solved = np.linalg.lstsq(features, values[OUT], rcond=None)[0]
     mlp = bundle.params.blocks[1].mlp
-    arrays = (
-        np.concatenate([mlp.W_in, -mlp.W_in], 1), np.concatenate([mlp.b_in, -mlp.b_in]), solved[:-1], solved[-1],
-    )  # fmt: skip
-    sae = tiny_sae(CFG, hooks[0], 40, hook_out=hooks[1])
-    right = SAE(SAEWeights(*(jnp.asarray(a, jnp.float32) for a in arrays)), sae.cfg)
-    assert checked(bundle, right).misread is None
-    for wrong in ({"hook_name": "blocks.1.hook_resid_pre"}, {"hook_out": "blocks.1.hook_resid_post"}):
-        assert f"at {hooks[0]} → {hooks[1]}" in str(
-            checked(bundle, SAE(right.weights, replace(sae.cfg, **wrong))).misread
-        )
+    W_enc, b_enc = np.concatenate([mlp.W_in, -mlp.W_in], 1), np.concatenate([mlp.b_in, -mlp.b_in])
+    weights = SAEWeights(*(jnp.asarray(a, jnp.float32) for a in (W_enc, b_enc, solved[:-1], solved[-1])))
+    cfg = tiny_sae(CFG, NORMED, 40, hook_out=OUT).cfg
+    wrong = {"hook_name": "blocks.1.hook_resid_pre"}, {"hook_out": "blocks.1.hook_resid_post"}
+    saes = {str(change): SAE(weights, replace(cfg, **change)) for change in ({}, *wrong)}
+    right, *misread = check_readings(bundle.params, CFG, saes, ROWS, COUNTED).values()
+    assert right.misread is None
+    for one in misread:
+        assert f"at {NORMED} → {OUT}" in str(one.misread)
 
 
 # --- on the shipped weights, by every door --------------------------------------------------------
@@ -131,15 +133,10 @@ def test_a_misreading_of_a_trained_one_is_named(stories: tuple, case: str) -> No
     bundle, rows, counted = stories
     wrong, words = MISREAD[case]
     sae = next(sae for sae in bundle.saes.values() if sae.cfg.hook_name == "blocks.0.mlp.hook_post")
-    weights: SAEWeights = sae.weights
+    planted = SAE(sae.weights, replace(sae.cfg, **wrong))
     if "factor" in case:
-        _, acts = forward(bundle.params, bundle.cfg, jnp.asarray(rows), taps=[sae.cfg.hook_name], logits_at=None)
-        norms = np.linalg.norm(np.asarray(acts[sae.cfg.hook_name])[counted], axis=-1)
-        factor = float(sae.cfg.d_in**0.5 / norms.mean())
-        weights = weights._replace(
-            W_enc=weights.W_enc / factor, W_dec=weights.W_dec * factor, b_dec=weights.b_dec * factor
-        )
-    planted = SAE(weights, replace(sae.cfg, **wrong))
+        others = other_readings(bundle.params, bundle.cfg, sae, rows, counted)
+        planted = next(other for reading, other in others if "is divided by" in reading.how)
     found = check_readings(bundle.params, bundle.cfg, {"right": sae, "planted": planted}, rows, counted)
     assert found["right"].misread is found["right"].doubt is None
     assert words in str(found["planted"].misread) and found["planted"].doubt is None
@@ -181,11 +178,15 @@ def test_the_shipped_ones_are_read_aright_and_another_place_is_refused(
     assert "Checked on" not in output.out and output.err == ""
 
 
-def test_loading_warns_of_one_of_random_weights() -> None:
-    bundle = load_bundle(processed=False)
-    random = {"random": tiny_sae(bundle.cfg, "blocks.0.hook_resid_post", 48)}
-    save_bundle("random", bundle.cfg, bundle.params, random, bundle.tokenizer, source={"source": "random numbers"})
-    with pytest.warns(UserWarning, match="SAE random explains -.* less than the mean does"):
+def test_loading_warns_of_random_weights() -> None:
+    bundle = tiny_bundle(CFG, processed=False)
+    words = ["the", "and", "to", "was", "he", "she", "it", "a", "said", "They"]
+    tokenizer = Tokenizer(
+        models.WordLevel({"<|endoftext|>": 0} | {w: i for i, w in enumerate(words, 1)}, "<|endoftext|>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    save_bundle("random", CFG, bundle.params, bundle.saes, tokenizer, source={"source": "random numbers"})
+    with pytest.warns(UserWarning, match="SAE blocks.0.mlp.hook_post explains -.* less than the mean does"):
         assert load_bundle("random", check=True).saes
 
 
