@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,14 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 from tokenizers import Tokenizer
 
 from jaxcircuits.config import ModelConfig, SAEConfig
+from jaxcircuits.corpus import read_corpus
 from jaxcircuits.errors import InputError
-from jaxcircuits.files import BUNDLE, new_directory, read_json, sha256, write_bytes, write_json
+from jaxcircuits.files import (
+    BUNDLE,
+    new_directory,
+    read_json,
+    read_safetensors,
+    sha256,
+    write_json,
+    write_safetensors,
+)
 from jaxcircuits.model import hook_width, precedes, process_weights
+from jaxcircuits.readings import Checked, check_readings, doubts, sample_rows
 from jaxcircuits.sae import SAE
 from jaxcircuits.types import AttentionWeights, BlockWeights, MLPWeights, ModelWeights, NormWeights, SAEWeights
 
@@ -99,13 +108,17 @@ def shipped_bundle() -> Path:
     raise InputError("the shipped weights are not installed; name a bundle with --bundle DIR.")
 
 
-def load_bundle(path: str | os.PathLike | None = None, *, dtype=jnp.float32, processed: bool = True) -> Bundle:
+def load_bundle(
+    path: str | os.PathLike | None = None, *, dtype=jnp.float32, processed: bool = True, check: bool = False
+) -> Bundle:
     """Loads a bundle and applies the weight processing that its config records.
 
     Args:
         path: The bundle's directory; the shipped one by default.
         dtype: What to compute in. float64 needs JAX's x64 mode.
         processed: Whether to process; off gives the weights as they were stored.
+        check: Whether to refuse an autoencoder that is plainly misread, and to warn of one that is odd: see
+            `check_bundle`, which takes some seconds.
 
     Raises:
         InputError: Something is missing, damaged, unknown or does not fit together.
@@ -140,7 +153,37 @@ def load_bundle(path: str | os.PathLike | None = None, *, dtype=jnp.float32, pro
     }
     tokenizer_file = path / "tokenizer.json"
     tokenizer = read_tokenizer(tokenizer_file) if tokenizer_file.is_file() else None
-    return Bundle(cfg, params, named, tokenizer, path, manifest)
+    bundle = Bundle(cfg, params, named, tokenizer, path, manifest)
+    if check:
+        for doubt in doubts(check_bundle(bundle)):
+            warnings.warn(doubt, stacklevel=2)
+    return bundle
+
+
+def check_bundle(bundle: Bundle, text: str | os.PathLike | None = None) -> dict[str, Checked]:
+    """Measures each autoencoder on a little text, and a poor one under other readings: see `readings`.
+
+    Args:
+        bundle: Model, autoencoders and tokenizer, processed or not.
+        text: A corpus file; the shipped stories by default.
+
+    Returns:
+        By name; nothing where no text was given and the shipped stories are not text for the bundle's tokenizer.
+
+    Raises:
+        InputError: The text cannot be used.
+    """
+    if not bundle.saes or (bundle.tokenizer is None and text is None):
+        return {}
+    texts = read_corpus(shipped_bundle() / "stories.txt" if text is None else text)
+    sample = sample_rows(bundle.tokenize, texts, bundle.cfg.n_ctx)
+    if sample is None:
+        if text is None:
+            return {}
+        raise InputError(
+            f"{text}: the bundle's tokenizer knows hardly any of its words; give text of the model's kind."
+        )
+    return check_readings(process_weights(bundle.params, bundle.cfg.processing), bundle.cfg, bundle.saes, *sample)
 
 
 def save_bundle(
@@ -255,28 +298,6 @@ def read_tokenizer(path: str | os.PathLike) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise InputError(f"{path} is not a tokenizer.json ({str(error).splitlines()[0]}).") from None
-
-
-def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads every tensor of a safetensors file.
-
-    Raises:
-        InputError: The file is missing, truncated or not safetensors.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path}; check the path.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, AttributeError) as error:  # AttributeError: numpy lacks the dtype
-        raise InputError(f"{path} is damaged or no safetensors file ({error}); copy or download it again.") from None
-
-
-def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Any], dtype=None) -> None:
-    """Writes tensors; safetensors writes a transposed view in memory order, so each is made contiguous first."""
-    arrays = {k: np.asarray(v) for k, v in tensors.items()}
-    if dtype is not None:
-        arrays = {k: v.astype(dtype) for k, v in arrays.items()}
-    write_bytes(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
 
 
 def model_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -1,14 +1,18 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and read with one sentence for what is wrong with them."""
 
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from jaxcircuits.errors import InputError
 
@@ -141,3 +145,25 @@ def sha256(path: str | os.PathLike) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads every tensor of a safetensors file.
+
+    Raises:
+        InputError: The file is missing, truncated or not safetensors.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}; check the path.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:  # AttributeError: numpy lacks the dtype
+        raise InputError(f"{path} is damaged or no safetensors file ({error}); copy or download it again.") from None
+
+
+def write_safetensors(path: str | os.PathLike, tensors: Mapping[str, Any], dtype=None) -> None:
+    """Writes tensors; safetensors writes a transposed view in memory order, so each is made contiguous first."""
+    arrays = {k: np.asarray(v) for k, v in tensors.items()}
+    if dtype is not None:
+        arrays = {k: v.astype(dtype) for k, v in arrays.items()}
+    write_bytes(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))

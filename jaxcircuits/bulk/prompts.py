@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ class Prompts:
         """What tells these prompts from others."""
         how = {"truncate": self.truncate, "skip_bad": self.skip_bad}
         if self.corpus is not None:
-            return {"corpus_sha256": digest_of(self.corpus, "corpus"), **how}
+            return {"corpus": os.fspath(self.corpus), "corpus_sha256": digest_of(self.corpus, "corpus"), **how}
         content = json.dumps([[list(row) for row in self.rows], list(self.texts)])
         return {"prompts_sha256": hashlib.sha256(content.encode()).hexdigest(), **how}
 

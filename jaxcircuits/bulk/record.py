@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,9 @@ OTHERS = {
     "bundle.sha256": "other weights",
 }
 """Words where values would say nothing."""
+
+WHERE = ("bundle.path", "inputs.corpus")
+"""Where something lay, which may be elsewhere for the same job."""
 
 PACKAGES = ("jaxcircuits", "jax", "jaxlib", "numpy", "pyarrow")
 
@@ -74,15 +78,15 @@ def first_record(
     engine: Engine, bundle: Bundle, prompts: Prompts, targets: Sequence[tuple[int, int]] | None, kept: Kept
 ) -> dict[str, Any]:
     """The record of a job of which nothing is done."""
-    device = jax.local_devices()[0]
+    here = versions_here()
     record = {
         "schema": SCHEMA,
         "finished": False,
         "settings": engine.description(),
         "targets": None if targets is None else [list(t) for t in targets],
         "kept": kept.names,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "device": {"platform": device.platform, "kind": device.device_kind, "mesh": shape_of(engine.mesh)},
+        **here,
+        "device": here["device"] | {"mesh": shape_of(engine.mesh)},
         "bundle": {"path": None if bundle.path is None else str(bundle.path), "sha256": _hashes(bundle)},
         "inputs": prompts.description(),
         "prompts": None,
@@ -92,6 +96,16 @@ def first_record(
         "sums": [],
     }
     return json.loads(json.dumps(record))
+
+
+def versions_here() -> dict[str, dict[str, Any]]:
+    """What bytes depend on besides the job: versions, device and host."""
+    device = jax.local_devices()[0]
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "device": {"platform": device.platform, "kind": device.device_kind},
+        "host": {"cores": os.cpu_count(), "xla_flags": os.environ.get("XLA_FLAGS", "")},
+    }
 
 
 def _hashes(bundle: Bundle) -> dict[str, str]:
@@ -110,7 +124,7 @@ def difference(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str | None
     for name in ("settings", "targets", "kept", "inputs", "bundle", "versions", "device"):
         one, other = _flat(name, asked[name]), _flat(name, found[name])
         for key, value in one.items():
-            if key != "bundle.path" and other.get(key) != value:
+            if key not in WHERE and other.get(key) != value:
                 return OTHERS.get(key, f"{key} {other.get(key)!r} where this one has {value!r}")
     return None
 

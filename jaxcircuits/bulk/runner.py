@@ -7,7 +7,7 @@
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from io import BytesIO
@@ -58,6 +58,7 @@ def attribute_to_run(
     activations: bool = False,
     statistics: bool = False,
     mesh: Mesh | None = None,
+    plan: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Run, Columns]:
     """Attributes prompts and writes a run directory; goes on with one that the same call began and did not end.
@@ -76,6 +77,7 @@ def attribute_to_run(
         activations: Whether to keep the active features of both SAEs.
         statistics: Whether to keep what the edges of each pair of features amount to.
         mesh: This process's devices, from `make_mesh`; one by default.
+        plan: That of a record, where it is to be repeated; by default a new one.
         say: Told what a user should know: parts that were there, or were damaged.
 
     Returns:
@@ -94,7 +96,7 @@ def attribute_to_run(
     with _begun(place, asked, overwrite, say) as store:
         if not store.record["finished"]:
             if processes.is_first():
-                _prepare(store, engine, prompts, targets, silent)
+                _prepare(store, engine, prompts, targets, plan, silent)
             processes.wait_until(lambda: _planned(store))
             engine.plan = plan_of(store.record)
             _load_baseline(store, engine)
@@ -211,7 +213,9 @@ def _go_on(store: Store, say: Callable[[str], None]) -> None:
 # --- prepare --------------------------------------------------------------------------------------
 
 
-def _prepare(store: Store, engine: Engine, prompts: Prompts, targets: Targets, quiet: bool) -> None:
+def _prepare(
+    store: Store, engine: Engine, prompts: Prompts, targets: Targets, plan: Mapping[str, Any] | None, quiet: bool
+) -> None:
     """Writes the prompts and makes the plan, as far as an earlier start has not."""
     record, place = store.record, store.place
     survey = None
@@ -228,11 +232,12 @@ def _prepare(store: Store, engine: Engine, prompts: Prompts, targets: Targets, q
             _describe(record, survey)
             record["files"][FILE] = file_entry(place, FILE)
         rows = PromptRows(place)
+        record["plan"] = record["plan"] or plan
         if record["plan"] is None:
             assert survey is not None
             bar.add_task("planning", total=None)
-            plan = engine.make_plan(survey.sample, targets, _lengths(survey))
-            engine.plan = fitted(plan, survey.lengths, shape_of(engine.mesh)[DATA])
+            made = engine.make_plan(survey.sample, targets, _lengths(survey))
+            engine.plan = fitted(made, survey.lengths, shape_of(engine.mesh)[DATA])
             record["plan"] = engine.plan.to_json()
         if engine.settings.derivative == "integrated" and BASELINE not in record["files"]:
             engine.plan = plan_of(record)

@@ -13,11 +13,13 @@ from jaxcircuits.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0 done, 2 bad input, 130 interrupted, 141 nobody reads on."""
+    """Runs a command; its exit code: 0 done, 1 a check did not hold, 2 bad input, 130 interrupted, 141 nobody reads."""
     args = parser().parse_args(argv)
     _cache_compilations()
+    if getattr(args, "quiet", False):  # before the hub's client reads it
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        args.run(args)
+        code = args.run(args)
         sys.stdout.flush()  # here, where a full disk or a closed pipe still gets its answer
     except InputError as error:
         return _fail(str(error))
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def _fail(sentence: str) -> int:

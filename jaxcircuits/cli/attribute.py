@@ -1,9 +1,15 @@
 """`jaxcircuits attribute`."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxcircuits.cli.common import add_command, common_options, count, end_options, named, warn
+from jaxcircuits.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxcircuits.attribution.edges import Columns
+    from jaxcircuits.bulk import Run
+    from jaxcircuits.bundle import Bundle
 
 SHOWN = 10
 """Prompts left out that are said one by one."""
@@ -26,6 +32,7 @@ jaxcircuits attribute --corpus stories.txt --positions all --min-attribution 0.0
 jaxcircuits attribute --prompt "The cat sat." --targets last:880
 jaxcircuits attribute --corpus stories.txt --truncate --out runs/stories    # once more to go on where it ended
 jaxcircuits attribute --corpus stories.txt --edges none --activations
+jaxcircuits attribute --repeat runs/stories/run.json    # once more, and are the bytes the same?
 jaxcircuits attribute                     # the shipped weights and their stories""",
     )
     end_options(sub)
@@ -36,6 +43,11 @@ jaxcircuits attribute                     # the shipped weights and their storie
     )
     what.add_argument(
         "--corpus", metavar="FILE", help=".txt, .jsonl or .parquet with one prompt a record; of any size, or a URL"
+    )
+    what.add_argument(
+        "--repeat",
+        metavar="FILE",
+        help="the run of this run.json once more, all as it was; exit code 1 if bytes differ",
     )
     sub.add_argument(
         "--targets", nargs="+", action="extend", type=_target, metavar="POS:FEATURE", help="only these; POS may be last"
@@ -88,6 +100,7 @@ jaxcircuits attribute                     # the shipped weights and their storie
     _machine_options(sub)
     sub.add_argument("--show", type=count, default=15, metavar="N", help="edges to print (default 15)")
     common_options(sub)
+    sub.set_defaults(defaults=vars(sub.parse_args([])))
 
 
 def _machine_options(sub: argparse.ArgumentParser) -> None:
@@ -127,18 +140,36 @@ def _threshold(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"expected a number or 'all', got {text!r}") from None
 
 
-def run(args: argparse.Namespace) -> None:
+WITH_REPEAT = ("repeat", "bundle", "out", "overwrite", "quiet", "show", "mesh", "coordinator", "num_processes")
+WITH_REPEAT += ("process_id", "distributed")
+"""Options that a repeated run takes; all others are those of the run."""
+
+
+def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from jaxcircuits.attribution import Settings
-    from jaxcircuits.attribution.plan import parse_memory
-    from jaxcircuits.bulk import attribute_to_run, processes, read_prompts
+    from jaxcircuits.bulk import processes
     from jaxcircuits.bulk.runner import next_free
-    from jaxcircuits.bundle import load_bundle, shipped_bundle
-    from jaxcircuits.mesh import make_mesh
-    from jaxcircuits.report.tables import edge_table, print_tables
 
     processes.join(args.coordinator, args.num_processes, args.process_id, found=args.distributed)
     out = args.out or str(next_free("runs", "attribute"))
+    first = processes.is_first()
+    options = {"overwrite": args.overwrite, "quiet": args.quiet, "keep": args.show if first and not args.quiet else 0}
+    options["say"] = _silent if args.quiet or not first else print
+    if args.repeat is not None:
+        return _repeat(args, out, options)
+    bundle, done, strongest = _attribute(args, out, options)
+    if first:
+        _report(bundle, done, strongest, out, quiet=args.quiet)
+    return 0
+
+
+def _attribute(args: argparse.Namespace, out: str, options: dict[str, Any]) -> "tuple[Bundle, Run, Columns]":
+    from jaxcircuits.attribution import Settings
+    from jaxcircuits.attribution.plan import parse_memory
+    from jaxcircuits.bulk import attribute_to_run, read_prompts
+    from jaxcircuits.bundle import load_bundle, shipped_bundle
+    from jaxcircuits.mesh import make_mesh
+
     settings = Settings(
         source=args.source_sae,
         target=args.target_sae,
@@ -175,42 +206,65 @@ def run(args: argparse.Namespace) -> None:
         truncate=args.truncate,
         skip_bad=args.skip_bad,
     )
-    run, strongest = attribute_to_run(
+    done, strongest = attribute_to_run(
         bundle,
         settings,
         prompts,
         out,
         targets=args.targets,
         memory=None if args.memory is None else parse_memory(args.memory),
-        overwrite=args.overwrite,
-        quiet=args.quiet,
-        keep=args.show if not args.quiet and processes.is_first() else 0,
         edges=args.edges == "all",
         activations=args.activations,
         statistics=_statistics(args, of_corpus=corpus is not None),
         mesh=make_mesh(*(args.mesh or ())),
-        say=_silent if args.quiet or not processes.is_first() else print,
+        **options,
     )
-    if not processes.is_first():
-        return
+    return bundle, done, strongest
+
+
+def _repeat(args: argparse.Namespace, out: str, options: dict[str, Any]) -> int:
+    """Repeats a run and says whether its bytes came out again: 0 if so, else 1."""
+    from jaxcircuits.bulk import processes, repeat_run
+
+    for name, default in args.defaults.items():
+        if name not in WITH_REPEAT and getattr(args, name) != default:
+            raise InputError(f"--repeat takes everything from the run; leave --{name.replace('_', '-')} out.")
+    tell = warn if processes.is_first() else _silent
+    repeated = repeat_run(args.repeat, out, bundle=args.bundle, mesh=args.mesh, warn=tell, **options)
+    if processes.is_first():
+        _report(repeated.bundle, repeated.run, repeated.strongest, out, quiet=args.quiet)
+        n, different = repeated.files, repeated.different
+        if different:
+            some = ", ".join(different[:3]) + ", …" * (len(different) > 3)
+            print(f"different: {len(different)} of {n} files are not those of {args.repeat}: {some}")
+        else:
+            print(f"equal: all {n} files have the bytes that {args.repeat} records")
+    return int(bool(repeated.different))
+
+
+def _report(bundle: "Bundle", run: "Run", strongest: "Columns", out: str, *, quiet: bool) -> None:
+    """What a run left out, its strongest edges, and where it is."""
+    from jaxcircuits.report.tables import edge_table, print_tables
+
     skipped, more = run.record["inputs"]["skipped"], run.record["inputs"]["n_skipped"] - SHOWN
     for line in skipped[:SHOWN]:
         warn(f"left out: {line}")
     if more > 0:
         warn(f"left out: {more:,} more; see inputs in {out}/run.json.")
-    edges = run.rows("edges")
-    if args.edges == "all" and not edges:
+    edges, kept = run.rows("edges"), "edges" in run.record["kept"]
+    if kept and not edges:
         warn("no pair of active features was found, so the run has no edges; lower the thresholds or use other text.")
-    if not args.quiet:
-        if edges:
-            print_tables(edge_table(bundle, run.tokens, strongest))
-        used = run.record["settings"]
-        counted = f"{edges:,} edges into {run.rows('targets'):,} targets of " if args.edges == "all" else ""
-        print(
-            f"{counted}{run.record['prompts']:,} prompts · "
-            f"{used['source']} → {used['target']} · method {used['method']} · derivative {used['derivative']}"
-        )
-        print(f"written to {out}")
+    if quiet:
+        return
+    if edges:
+        print_tables(edge_table(bundle, run.tokens, strongest))
+    used = run.record["settings"]
+    counted = f"{edges:,} edges into {run.rows('targets'):,} targets of " if kept else ""
+    print(
+        f"{counted}{run.record['prompts']:,} prompts · "
+        f"{used['source']} → {used['target']} · method {used['method']} · derivative {used['derivative']}"
+    )
+    print(f"written to {out}")
 
 
 def _silent(_: str) -> None:

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from jaxcircuits.bundle import Bundle
     from jaxcircuits.evaluation import BOS
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
+"""What runs a command: its exit code, `None` for 0."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -94,15 +94,17 @@ jaxcircuits convert --model original --sae ./sae_lens_sae --out larger""",
         help="accept a field that is not understood",
     )
     sub.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="to store in (default: as it came)")
+    info.check_options(sub)
     sub.add_argument("--out", required=True, type=named, metavar="DIR", help="the bundle to make")
     common_options(sub)
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
+    from jaxcircuits.bundle import load_bundle
     from jaxcircuits.convert import SAESource, convert
 
-    convert(
+    found = convert(
         args.model,
         [SAESource(**sae) for sae in args.sae],
         args.out,
@@ -110,6 +112,10 @@ def run(args: argparse.Namespace) -> None:
         ignore_config_fields=args.ignore_config_field,
         dtype=args.dtype,
         overwrite=args.overwrite,
+        check=args.check,
+        check_text=args.check_text,
     )
-    if not args.quiet:
-        info.run(argparse.Namespace(bundle=args.out))
+    if args.quiet:
+        info.warn_of(found)
+    else:
+        info.show(load_bundle(args.out, processed=False), found if args.check else None)

@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxcircuits.bundle import save_bundle
+import jax
+import jax.numpy as jnp
+
+from jaxcircuits.bundle import Bundle, check_bundle, check_fits, save_bundle
 from jaxcircuits.convert import (
     circuit_tracer_sae,
     dictionary_learning_sae,
@@ -26,6 +29,7 @@ from jaxcircuits.convert.tokenizer import read_tokenizer_of, tokenizer_files
 from jaxcircuits.convert.trained_on import choose_processing, norm_taken_in
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import BUNDLE, check_free, sha256
+from jaxcircuits.readings import Checked, doubts
 
 MODEL_FORMATS: dict[str, ModelFormat] = {"gpt_neo": gpt_neo.FORMAT}
 """By the `model_type` of a Hugging Face `config.json`."""
@@ -72,7 +76,9 @@ def convert(
     ignore_config_fields: Sequence[str] = (),
     dtype: str | None = None,
     overwrite: bool = False,
-) -> None:
+    check: bool = True,
+    check_text: str | os.PathLike | None = None,
+) -> dict[str, Checked]:
     """Makes a bundle from a Hugging Face model and autoencoders.
 
     Args:
@@ -84,10 +90,15 @@ def convert(
         ignore_config_fields: Config fields to accept though nothing here understands them.
         dtype: One of `DTYPES` to store in; by default each tensor keeps its own.
         overwrite: Whether to replace what is at `out`.
+        check: Whether to refuse an autoencoder that is plainly misread (`jaxcircuits.readings`).
+        check_text: A corpus file to check them on; by default the shipped stories.
+
+    Returns:
+        What the check found, by name; nothing where it was not asked for, or there was no text for it.
 
     Raises:
-        InputError: A source is missing, damaged, not understood to the last field and tensor, or does not fit the
-            model; or `out` is taken. Nothing is written then.
+        InputError: A source is missing, damaged, not understood to the last field and tensor, plainly misread, or does
+            not fit the model; or `out` is taken. Nothing is written then.
 
     >>> from jaxcircuits.convert import convert
     >>> convert("no/such/directory", [], "bundle")
@@ -136,7 +147,15 @@ def convert(
         "source_sha256": {name: sha256(file) for name, file in files.items()},
     }
     saes_by_name = {name: one.sae for name, one in known.items()}
+    found = {}
+    if check:
+        for name, sae in saes_by_name.items():
+            check_fits(sae, cfg, name)
+        params, read = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), (converted.params, saes_by_name))
+        found = check_bundle(Bundle(cfg, params, read, tokenizer), check_text)
+        doubts(found)
     save_bundle(out, cfg, converted.params, saes_by_name, tokenizer, source=source, overwrite=overwrite)
+    return found
 
 
 def _find_model(given: str, revision: str | None) -> tuple[Path, str | None]:

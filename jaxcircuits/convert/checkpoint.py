@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcircuits.bundle import read_safetensors
 from jaxcircuits.convert.format import read_fields
 from jaxcircuits.convert.pickle_reader import read_torch
 from jaxcircuits.errors import InputError
+from jaxcircuits.files import read_safetensors
 
 
 class _Kind(NamedTuple):

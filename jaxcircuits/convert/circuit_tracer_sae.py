@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcircuits.bundle import read_safetensors
 from jaxcircuits.convert.arrays import assemble
 from jaxcircuits.convert.format import ConvertedSAE, Options, SAEFormat, name_hook, name_hook_out
 from jaxcircuits.errors import InputError
-from jaxcircuits.files import read_text
+from jaxcircuits.files import read_safetensors, read_text
 
 CONFIG = "config.yaml"
 _LAYER = re.compile(r"layer_(\d+)\.safetensors")

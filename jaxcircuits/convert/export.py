@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxcircuits.bundle import Bundle, write_safetensors
+from jaxcircuits.bundle import Bundle
 from jaxcircuits.convert.sae_lens_sae import CONFIG, PROCESSING, WEIGHTS
 from jaxcircuits.errors import InputError
-from jaxcircuits.files import EXPORT, new_directory, write_json
+from jaxcircuits.files import EXPORT, new_directory, write_json, write_safetensors
 from jaxcircuits.sae import SAE
 
 _ARCHITECTURES = {

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxcircuits.bundle import read_safetensors
 from jaxcircuits.convert.arrays import assemble
 from jaxcircuits.convert.format import (
     ConvertedSAE,
@@ -25,6 +24,7 @@ from jaxcircuits.convert.format import (
 )
 from jaxcircuits.convert.hf_modules import module_hooks
 from jaxcircuits.errors import InputError
+from jaxcircuits.files import read_safetensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 NORMALIZATIONS = {

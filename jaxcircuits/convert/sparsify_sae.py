@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxcircuits.bundle import read_safetensors
 from jaxcircuits.convert.arrays import assemble, at_least_float32
 from jaxcircuits.convert.format import (
     ConvertedSAE,
@@ -28,6 +27,7 @@ from jaxcircuits.convert.format import (
 )
 from jaxcircuits.convert.hf_modules import ModuleHooks, module_hooks
 from jaxcircuits.errors import InputError
+from jaxcircuits.files import read_safetensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _UNDERSTOOD = {"activation", "expansion_factor", "num_latents", "k", "skip_connection", "transcode", "d_in", "signed"}

@@ -29,11 +29,12 @@ from jaxtyping import Int
 
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
-from jaxcircuits.evaluation.activity import Activity, add_batch
+from jaxcircuits.evaluation.activity import add_batch
 from jaxcircuits.evaluation.batches import BOS, Batches, TextBatches, TokenBatches, chosen
 from jaxcircuits.evaluation.geometry import geometry
 from jaxcircuits.evaluation.loss import Means, Variant, batch_losses
 from jaxcircuits.progress import progress
+from jaxcircuits.sae.activity import Activity
 
 DENSITY_EDGES = tuple(-7 + 0.25 * i for i in range(29))
 """Of the histogram of log10 densities."""

@@ -13,6 +13,7 @@ from rich.table import Table
 from jaxcircuits.attribution.edges import Columns
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.config import SAEConfig
+from jaxcircuits.readings import Checked
 
 
 def console() -> Console:
@@ -111,6 +112,22 @@ def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
     for name, sae in bundle.saes.items():
         saes.add_row(escape(name), *(escape(cell) for cell in _sae_cells(sae.cfg)))
     return model, saes
+
+
+def checked_table(found: Mapping[str, Checked]) -> Table:
+    """What autoencoders are worth on a little text, and under which other reading one would be plainly right."""
+    tokens = max(one.tokens for one in found.values())
+    table = Table(title=f"Checked on {tokens} tokens", title_justify="left")
+    table.add_column("SAE", overflow="fold")
+    for column in ("L0", "squared error", "variance explained"):
+        table.add_column(column, justify="right")
+    table.add_column("finding")
+    for name, one in found.items():
+        given = one.given
+        cells = (f"{given.l0:.1f}", f"{given.mse:.4g}", f"{given.variance_explained:.3f}")
+        word = "misread" if one.misread else "odd" if one.doubt else "nothing odd"
+        table.add_row(escape(name), *cells, word)
+    return table
 
 
 def _sae_cells(cfg: SAEConfig) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from jaxcircuits.convert.hub import Repository, download
 from jaxcircuits.corpus import read_corpus
 from jaxcircuits.errors import InputError
 
@@ -20,22 +21,14 @@ def read_training_texts(source: str) -> list[str]:
 
 
 def _read_hub(source: str) -> Iterator[str]:
-    from huggingface_hub import hf_hub_download, list_repo_files, logging
-
     match = re.fullmatch(r"hub:([^/@]+/[^/@]+)(?:@(.+))?", source)
     if match is None:
         raise InputError(f"corpus: expected hub:owner/name or hub:owner/name@revision, got {source}.")
     repo, revision = match.groups()
-    logging.set_verbosity_error()  # each retry would warn; what comes of them is said below
-    try:
-        names = training_files(source, list_repo_files(repo, repo_type="dataset", revision=revision))
-        for name in names:
-            yield from read_corpus(hf_hub_download(repo, name, repo_type="dataset", revision=revision))
-    except InputError:
-        raise
-    except Exception as error:  # no network: of another type with each version of the hub's client
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InputError(f"corpus: cannot read {source} ({reason}); check name, revision and network.") from None
+    asked = Repository(repo, revision, "corpus", kind="dataset")
+    path, _, files = download(asked, lambda names: training_files(source, names))
+    for name in files:
+        yield from read_corpus(path / name)
 
 
 def training_files(source: str, names: Sequence[str]) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxcircuits.bundle import Bundle, load_bundle, read_safetensors, save_bundle
+from jaxcircuits.bundle import Bundle, load_bundle, save_bundle
 from jaxcircuits.corpus import read_corpus
 from jaxcircuits.errors import InputError
-from jaxcircuits.files import write_json
+from jaxcircuits.files import read_safetensors, write_json
 from jaxcircuits.model import hook_width
 from jaxcircuits.sae import SAE
 from jaxcircuits.training.curves import plot_metrics

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxcircuits.bundle import load_bundle, read_safetensors
+from jaxcircuits.bundle import load_bundle
 from jaxcircuits.config import PROCESSING_STEPS
 from jaxcircuits.convert import convert
 from jaxcircuits.errors import InputError
+from jaxcircuits.files import read_safetensors
 from jaxcircuits.model import forward
 from tests.helpers import assert_close
 

@@ -1,16 +1,8 @@
 """Hub ids, against a real HTTP server on loopback that speaks as much of the hub's protocol as the client needs."""
 
-import hashlib
-import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,104 +12,16 @@ from jaxcircuits.bundle import load_bundle
 from jaxcircuits.convert import convert
 from tests.convert.foreign import autoencoder, hugging_face, save_mixin, save_old
 from tests.convert.recorded import source
+from tests.helpers import tiny_config, tiny_tokenizer
+from tests.hub_server import Hub, commit_of, serving, with_hub
 
 pytestmark = pytest.mark.torch
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(ThreadingHTTPServer):
-    """Repositories are directories `root/owner/name`; the branch `main` and the tag `v1` are one commit."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.root = root
-        self.served: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-def _sha1(file: Path) -> str:
-    return hashlib.sha1(file.read_bytes()).hexdigest()
-
-
-class _Answer(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        parts = self.path.split("?")[0].strip("/").split("/")
-        if parts[:2] == ["api", "models"] and parts[4:5] == ["tree"]:
-            return self._tree(self.server.root / "/".join(parts[2:4]))
-        if parts[:2] == ["api", "models"]:
-            return self._describe("/".join(parts[2:4]), parts[5] if parts[4:5] == ["revision"] else "main")
-        if parts[2:3] == ["resolve"]:
-            return self._file("/".join(parts[:2]), "/".join(parts[4:]))
-        return self._fail(404, "EntryNotFound")
-
-    def _describe(self, repo: str, revision: str) -> None:
-        if repo == "tiny/private":
-            return self._fail(403, "GatedRepo")
-        if repo == "tiny/broken":
-            return self._fail(500, "")
-        if not (self.server.root / repo).is_dir():
-            return self._fail(404, "RepoNotFound")
-        if revision not in ("main", "v1", COMMIT):
-            return self._fail(404, "RevisionNotFound")
-        names = sorted(
-            p.relative_to(self.server.root / repo).as_posix()
-            for p in (self.server.root / repo).rglob("*")
-            if p.is_file()
-        )
-        about = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
-        return self._send(json.dumps(about | {"tags": [], "downloads": 0, "private": False}).encode())
-
-    def _tree(self, path: Path) -> None:
-        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-        entries = [
-            {"type": "file", "path": file.relative_to(path).as_posix(), "size": file.stat().st_size, "oid": _sha1(file)}
-            for file in files
-        ]
-        return self._send(json.dumps(entries).encode())
-
-    def _file(self, repo: str, name: str) -> None:
-        file = self.server.root / repo / name
-        if not file.is_file():
-            return self._fail(404, "EntryNotFound")
-        if repo == "tiny/gated":  # anyone may list its files
-            return self._fail(403, "GatedRepo")
-        if self.command == "GET":
-            self.server.served.append(f"{repo}/{name}")
-        return self._send(file.read_bytes(), {"ETag": f'"{_sha1(file)}"', "X-Repo-Commit": COMMIT})
-
-    def _fail(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def _send(self, content: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(200)
-        for name, value in ({"Content-Length": str(len(content))} | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    with Hub(tmp_path / "hub") as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(tmp_path / "hub") as server:
         yield server
-        server.shutdown()
 
 
 def _convert(hub: str, home: Path, *calls: list[str], **environment: str) -> list[tuple[int, str]]:
@@ -132,13 +36,7 @@ for arguments in json.loads(sys.argv[1]):
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 print(json.dumps(results))
 """
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    variables |= {"HF_ENDPOINT": hub, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1", **environment}
-    run = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(calls)], env=variables, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    return [(code, errors) for code, errors in json.loads(run.stdout.splitlines()[-1])]
+    return [(code, errors) for code, errors in with_hub(program, hub, home, calls, **environment)]
 
 
 def test_models_and_autoencoders_from_the_hub(hub: Hub, tmp_path: Path) -> None:
@@ -149,10 +47,11 @@ def test_models_and_autoencoders_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     save_mixin(hub.root / "tiny" / "SAE-L1-291", autoencoder(), wandb_name=None)
     (hub.root / "tiny" / "SAE-L1-291" / "README.md").write_text("not needed")
     save_mixin(hub.root / "tiny" / "gated", autoencoder())
+    hub.faults = {f"tiny/gated/{name}": "gated" for name in ("config.json", "model.safetensors")}
     (hub.root / "tiny" / "empty").mkdir()
     (hub.root / "tiny" / "empty" / "README.md").touch()
     cache = tmp_path / "home"
-    good, missing, revision, gated, private, broken, empty, twice = _convert(
+    good, missing, revision, gated, private, secret, broken, empty, twice = _convert(
         hub.url,
         cache,
         ["--model", "tiny/neo", "--revision", "v1", "--sae", "tiny/SAE-L1-291@main", "--out", "bundle"],
@@ -160,17 +59,23 @@ def test_models_and_autoencoders_from_the_hub(hub: Hub, tmp_path: Path) -> None:
         ["--model", "tiny/neo@v2", "--out", "other"],
         ["--model", "tiny/neo", "--sae", "tiny/gated", "--out", "other"],
         ["--model", "tiny/private", "--out", "other"],
+        ["--model", "tiny/secret", "--out", "other"],
         ["--model", "tiny/broken", "--out", "other"],
         ["--model", "tiny/neo", "--sae", "tiny/empty", "--out", "other"],
         ["--model", "tiny/neo@main", "--revision", "v1", "--out", "other"],
     )
     assert good == (0, ""), good[1]
     for result, sentence in (
-        (missing, "on the hub no repository tiny/nothing that you may read"),
+        (
+            missing,
+            "there is no path tiny/nothing, and on the hub there is no repository tiny/nothing that you may read",
+        ),
         (revision, "tiny/neo on the hub has no revision v2"),
         (gated, "tiny/gated is gated; accept its terms"),
         (private, "tiny/private is gated; accept its terms"),
-        (broken, "the hub refused tiny/broken"),
+        (secret, "the hub refused tiny/secret"),
+        (secret, "log in with `hf auth login`"),
+        (broken, "there is no path tiny/broken, and the hub is out of reach"),
         (empty, "tiny/empty on the hub holds none of the known layouts; its files are README.md"),
         (twice, "names one revision and --revision v1 another"),
     ):
@@ -187,8 +92,8 @@ def test_models_and_autoencoders_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     assert np.array_equal(bundle.saes["SAE-L1-291"].weights.W_dec, local.saes["SAE-L1-291"].weights.W_dec)
     manifest = bundle.manifest
     assert manifest["source"] == "tiny/neo"
-    assert manifest["revision"] == COMMIT
-    assert manifest["saes"] == {"SAE-L1-291": f"tiny/SAE-L1-291@{COMMIT}"}
+    assert manifest["revision"] == commit_of(Path("neo"))
+    assert manifest["saes"] == {"SAE-L1-291": f"tiny/SAE-L1-291@{commit_of(Path('SAE-L1-291'))}"}
     assert manifest["source_sha256"] == local.manifest["source_sha256"]
     assert sorted(hub.served) == [
         *("tiny/SAE-L1-291/config.json", "tiny/SAE-L1-291/model.safetensors"),
@@ -202,7 +107,7 @@ def test_models_and_autoencoders_from_the_hub(hub: Hub, tmp_path: Path) -> None:
         hub.url, cache, ["--model", "tiny/neo@v1", "--out", "cached"], ["--model", "tiny/other", "--out", "other"]
     )
     assert cached == (0, ""), cached[1]
-    assert load_bundle("cached").manifest["revision"] == COMMIT
+    assert load_bundle("cached").manifest["revision"] == commit_of(Path("neo"))
     assert absent[0] == 2
     assert "there is no path tiny/other, and the hub is out of reach" in absent[1]
 
@@ -245,7 +150,7 @@ def test_folders_of_repositories(hub: Hub, model: str, tmp_path: Path) -> None:
     for name, local in names.items():
         assert np.array_equal(ours.saes[name].weights.W_enc, theirs.saes[local].weights.W_enc)
         assert ours.saes[name].cfg == theirs.saes[local].cfg
-    assert ours.manifest["saes"]["h.0"] == f"tiny/many/h.0@{COMMIT}"
+    assert ours.manifest["saes"]["h.0"] == f"tiny/many/h.0@{commit_of(Path('many'))}"
     assert len(hub.served) == 7  # three of two files, and one archive
 
     hub.shutdown()
@@ -253,3 +158,68 @@ def test_folders_of_repositories(hub: Hub, model: str, tmp_path: Path) -> None:
     (cached,) = _convert(hub.url, cache, ["--model", model, *words, "--out", "cached"])
     assert cached == (0, ""), cached[1]
     assert load_bundle("cached").manifest["saes"] == ours.manifest["saes"]
+
+
+def test_what_goes_wrong_on_the_way(hub: Hub, tmp_path: Path) -> None:
+    """A revision stays what it was; a dropped connection is gone on from; what the hub did not announce is not used."""
+    for tag, seed in (("", 0), ("@v1", 1)):
+        model = hugging_face()
+        model.transformer.wte.weight.add_(seed)
+        model.save_pretrained(hub.root / "tiny" / f"neo{tag}")
+        tiny_tokenizer(tiny_config()).save(str(hub.root / "tiny" / f"neo{tag}" / "tokenizer.json"))
+    large = autoencoder(d_sae=150_000)  # of 25 MB: the client goes on from whole pieces of 10
+    for name in ("dead", "dropped"):
+        save_mixin(hub.root / "tiny" / name, large, wandb_name=None)
+    for name in ("gone", "changed", "short", "damaged", "config"):
+        save_mixin(hub.root / "tiny" / name, autoencoder(), wandb_name=None)
+    (hub.root / "tiny" / "damaged" / "model.safetensors").write_bytes(b"not what safetensors begins with")
+    faulty = ("dead", "dropped", "gone", "changed", "short")
+    hub.faults = {f"tiny/{name}/model.safetensors": name for name in faulty} | {"tiny/config/config.json": "changed"}
+    sentences = {
+        "dead": "downloading tiny/dead from the hub failed (",
+        "gone": "tiny/gone on the hub lists a file that it does not have (Entry Not Found for url: http://",
+        "changed": "model.safetensors of tiny/changed is not what the hub announced (checksum ",
+        "config": "config.json of tiny/config is not what the hub announced (checksum ",
+        "short": "downloading tiny/short from the hub failed (Consistency check failed: file should be of size ",
+        "damaged": "model.safetensors is damaged or no safetensors file (",
+    }
+    home = tmp_path / "home"
+    tagged, dropped, *refused = _convert(
+        hub.url,
+        home,
+        ["--model", "tiny/neo@v1", "--out", "tagged"],
+        ["--model", "tiny/neo", "--sae", "tiny/dropped", "--out", "bundle"],
+        *(["--model", "tiny/neo", "--sae", f"tiny/{name}", "--out", "other"] for name in sentences),
+    )
+    assert tagged == dropped == (0, "")
+    for sentence, (code, error) in zip(sentences.values(), refused, strict=True):
+        assert code == 2 and sentence in error and error.count("\n") == 1, error
+    assert not Path("other").exists()
+    (asked,) = [one for name, one in hub.ranges if name == "tiny/dropped/model.safetensors"]
+    assert int(asked.removeprefix("bytes=").removesuffix("-")) > 0
+    bundle, old = load_bundle("bundle"), load_bundle("tagged")
+    assert np.array_equal(bundle.saes["dropped"].weights.W_dec, large["W_dec"])
+    assert np.array_equal(bundle.tokenize("w3 w4"), [0, 3, 4])
+    assert old.manifest["revision"] == commit_of(Path("neo@v1")) != bundle.manifest["revision"]
+    assert not np.array_equal(bundle.params.W_U, old.params.W_U)
+
+    # What went wrong left nothing behind; and what is there needs no network, by branch, tag or commit.
+    words = [word for name in ("changed", "config", "short") for word in ("--sae", f"tiny/{name}")]
+    offline = {"HF_HUB_OFFLINE": "1"}
+    nothing, cached, commit = _convert(
+        hub.url,
+        home,
+        ["--model", "tiny/neo", *words, "--out", "other"],
+        ["--model", "tiny/neo@v1", "--sae", "tiny/dropped", "--out", "cached"],
+        ["--model", "tiny/neo", "--revision", commit_of(Path("neo@v1")), "--out", "commit"],
+        **offline,
+    )
+    assert (
+        nothing[0] == 2 and "tiny/changed on the hub holds none of the known layouts; it is out of reach" in nothing[1]
+    )
+    assert cached == commit == (0, "")
+    assert load_bundle("commit").manifest["sha256"] == load_bundle("tagged").manifest["sha256"]
+    hub.faults = {}
+    (mended,) = _convert(hub.url, home, ["--model", "tiny/neo", *words, "--out", "mended"])
+    assert mended == (0, "")
+    assert set(load_bundle("mended").saes) == {"changed", "config", "short"}
