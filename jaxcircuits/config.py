@@ -9,6 +9,9 @@ from jaxcircuits.errors import InputError
 PROCESSING_STEPS = ("fold_layer_norm", "center_writing_weights", "center_unembed", "fold_value_biases")
 """TransformerLens' weight processing, in its order."""
 
+FAMILIES = ("gpt_neo", "gpt2")
+"""Architectures that weights may come from."""
+
 
 class _JSONConfig:
     """JSON round trip for the dataclasses below: lists become tuples, unknown or missing fields are refused."""
@@ -98,8 +101,8 @@ class ModelConfig(_JSONConfig):
         for kind in self.attention:
             if kind not in ("global", "local"):
                 raise InputError(f"attention must be 'global' or 'local', got {kind!r}.")
-        if self.family != "gpt_neo":
-            raise InputError(f"the model family must be 'gpt_neo', got {self.family!r}.")
+        if self.family not in FAMILIES:
+            raise InputError(f"the model family must be {' or '.join(map(repr, FAMILIES))}, got {self.family!r}.")
         for step in self.processing:
             if step not in PROCESSING_STEPS:
                 raise InputError(f"unknown processing step {step!r}; known are {', '.join(PROCESSING_STEPS)}.")

@@ -17,6 +17,7 @@ from jaxcircuits.convert import (
     dictionary_learning_sae,
     existing,
     gemma_scope_sae,
+    gpt2,
     gpt_neo,
     hub_mixin_sae,
     original_sae,
@@ -31,7 +32,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.files import BUNDLE, check_free, sha256
 from jaxcircuits.readings import Checked, doubts
 
-MODEL_FORMATS: dict[str, ModelFormat] = {"gpt_neo": gpt_neo.FORMAT}
+MODEL_FORMATS: dict[str, ModelFormat] = {"gpt_neo": gpt_neo.FORMAT, "gpt2": gpt2.FORMAT}
 """By the `model_type` of a Hugging Face `config.json`."""
 SAE_FORMATS: tuple[SAEFormat, ...] = (
     sae_lens_sae.FORMAT,

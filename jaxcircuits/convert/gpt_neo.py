@@ -1,21 +1,24 @@
 """Hugging Face's GPT-Neo."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcircuits.config import ModelConfig
-from jaxcircuits.convert.checkpoint import read_weights, weight_files
-from jaxcircuits.convert.format import (
-    ConvertedModel,
-    ModelFormat,
-    Options,
-    check_fields,
-    checked_tensors,
-    read_fields,
-    required,
+from jaxcircuits.convert.checkpoint import read_weights
+from jaxcircuits.convert.format import ConvertedModel, ModelFormat, Options, check_fields, checked_tensors, read_fields
+from jaxcircuits.convert.hugging_face import (
+    HARMLESS,
+    bos_token,
+    choose,
+    count,
+    epsilon,
+    head_width,
+    is_tied,
+    understood,
 )
 from jaxcircuits.errors import InputError
 from jaxcircuits.types import AttentionWeights, BlockWeights, MLPWeights, ModelWeights, NormWeights
@@ -25,44 +28,15 @@ _UNDERSTOOD = {
     *("intermediate_size", "attention_types", "attention_layers", "window_size", "layer_norm_epsilon"),
     *("activation_function", "bos_token_id", "tie_word_embeddings"),
 }
-_INERT = {
-    *("add_cross_attention", "cross_attention_hidden_size", "is_decoder", "is_encoder_decoder", "pruned_heads"),
-    *("tie_encoder_decoder", "output_attentions", "output_hidden_states", "torchscript", "use_bfloat16"),
-}
-"""Fields of every Hugging Face config that change nothing as long as they are off."""
-_HARMLESS = {
-    # How it was made and what wrote it.
-    *("_name_or_path", "_commit_hash", "architectures", "transformers_version", "dtype", "torch_dtype"),
-    *("initializer_range", "gradient_checkpointing", "finetuning_task", "task_specific_params", "tokenizer_class"),
-    # Used in training only.
-    *("attention_dropout", "embed_dropout", "resid_dropout", "classifier_dropout"),
-    # Another way to the same numbers.
-    *("use_cache", "return_dict", "chunk_size_feed_forward", "_attn_implementation_autoset", "attn_implementation"),
-    # Of heads that a language model does not have.
-    *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
-    *("id2label", "label2id", "problem_type", "num_labels", "tf_legacy_loss"),
-    # Of text generation.
-    *("eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "prefix", "max_length", "min_length"),
-    *("do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k"),
-    *("top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "bad_words_ids"),
-    *("encoder_no_repeat_ngram_size", "num_return_sequences", "output_scores", "return_dict_in_generate"),
-    *("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "suppress_tokens"),
-    *("begin_suppress_tokens", "exponential_decay_length_penalty"),
-}
-_DEFAULT_BOS = 50256
-
-
-def _choose(names: Sequence[str]) -> list[str]:
-    return [*(name for name in names if name == "config.json"), *weight_files(names)]
 
 
 def _read(path: Path, options: Options) -> ConvertedModel:
     """Source: Hugging Face transformers 5.23 for names and defaults, TransformerLens 3.9 for the layout of weights."""
     config = path / "config.json"
     fields = read_fields(config, "model")
-    check_fields(fields, _UNDERSTOOD | {n for n in _INERT if not fields.get(n)}, _HARMLESS, options, str(config))
+    check_fields(fields, understood(fields, _UNDERSTOOD), HARMLESS, options, str(config))
     tensors, files = read_weights(path, "model")
-    cfg = _config(fields, tied=_is_tied(fields, tensors, str(config)), where=str(config))
+    cfg = _config(fields, tied=is_tied(fields, tensors, "transformer.wte.weight", str(config)), where=str(config))
     buffers = {
         f"transformer.h.{layer}.attn.attention.{x}" for layer in range(cfg.n_layers) for x in ("bias", "masked_bias")
     }
@@ -75,38 +49,23 @@ def _read(path: Path, options: Options) -> ConvertedModel:
 
 
 def _config(fields: Mapping[str, Any], tied: bool, where: str) -> ModelConfig:
-    def count(name: str, default: int | None = None) -> int:
-        value = required(fields, name, where) if default is None else fields.get(name, default)
-        if type(value) is not int or value < 1:
-            raise InputError(f"{where}: {name} must be a positive integer, got {value!r}.")
-        return value
-
     if fields.get("activation_function", "gelu_new") != "gelu_new":
         raise InputError(f"{where}: activation_function must be 'gelu_new', got {fields['activation_function']!r}.")
-    d_model, n_heads, d_vocab = count("hidden_size"), count("num_heads"), count("vocab_size")
-    if d_model % n_heads:
-        raise InputError(f"{where}: hidden_size ({d_model}) must be a multiple of num_heads ({n_heads}).")
-    bos = fields.get("bos_token_id", _DEFAULT_BOS)
-    if bos == _DEFAULT_BOS and d_vocab <= bos:  # transformers writes GPT-2's id into the config of any vocabulary
-        bos = None
-    if bos is not None and type(bos) is not int:
-        raise InputError(f"{where}: bos_token_id must be a token id or null, got {bos!r}.")
-    eps = fields.get("layer_norm_epsilon", 1e-5)
-    if type(eps) not in (int, float):
-        raise InputError(f"{where}: layer_norm_epsilon must be a number such as 1e-05, got {eps!r}.")
+    number = partial(count, fields, where=where)
+    d_model, n_heads, d_vocab = number("hidden_size"), number("num_heads"), number("vocab_size")
     try:
         return ModelConfig(
-            n_layers=count("num_layers"),
+            n_layers=number("num_layers"),
             d_model=d_model,
             n_heads=n_heads,
-            d_head=d_model // n_heads,
-            d_mlp=4 * d_model if fields.get("intermediate_size") is None else count("intermediate_size"),
+            d_head=head_width(d_model, n_heads, ("hidden_size", "num_heads"), where),
+            d_mlp=4 * d_model if fields.get("intermediate_size") is None else number("intermediate_size"),
             d_vocab=d_vocab,
-            n_ctx=count("max_position_embeddings"),
+            n_ctx=number("max_position_embeddings"),
             attention=_attention(fields, where),
-            window=count("window_size", 256),
-            eps=float(eps),
-            bos_token_id=bos,
+            window=number("window_size", default=256),
+            eps=epsilon(fields, where),
+            bos_token_id=bos_token(fields, d_vocab, where),
             tied_unembedding=tied,
         )
     except InputError as error:
@@ -133,18 +92,6 @@ def _attention(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
             f"{where}: attention_layers is {layers!r}, but attention_types says {expanded!r}; correct one."
         )
     return tuple(listed)
-
-
-def _is_tied(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> bool:
-    """Whether the unembedding is the embedding: asked for by the config, and not contradicted by the weights.
-
-    Source: Hugging Face transformers 5, which keeps a stored head that differs whatever the config says.
-    """
-    tie = fields.get("tie_word_embeddings", True)
-    if not isinstance(tie, bool):
-        raise InputError(f"{where}: tie_word_embeddings must be true or false, got {tie!r}.")
-    head, embedding = tensors.get("lm_head.weight"), tensors.get("transformer.wte.weight")
-    return tie and (head is None or embedding is None or np.array_equal(head, embedding))
 
 
 def _shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -212,4 +159,4 @@ def _weights(tensors: Mapping[str, np.ndarray], cfg: ModelConfig) -> ModelWeight
     )
 
 
-FORMAT = ModelFormat(_choose, _read)
+FORMAT = ModelFormat(choose, _read)

@@ -40,8 +40,12 @@ SETTINGS: dict[str, Any] = {
 def hugging_face(**overrides: Any) -> Any:
     """A `GPTNeoForCausalLM` of random parameters, all of them; its own start leaves norms at one and biases at zero."""
     transformers = pytest.importorskip("transformers")
+    return randomised(transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**(CONFIG | overrides))))
+
+
+def randomised(model: Any) -> Any:
+    """The model with every parameter random."""
     torch.manual_seed(0)
-    model = transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(**(CONFIG | overrides)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5))
