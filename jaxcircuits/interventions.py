@@ -292,8 +292,10 @@ def feature_edits(
         sae, (value, new) = saes[name], arrived[name]
         moved = out
         for change in changed.get(name, ()):
-            old, new = new, _changed(change, new, start, length)
-            moved = moved + _written(sae, change.feature, (new - old)[..., change.feature], value)
+            old = new[..., change.feature]
+            changed_to = _changed(change, old, start, length)
+            moved = moved + _written(sae, change.feature, changed_to - old, value)
+            new = new.at[..., change.feature].set(changed_to)
         if name not in splice:
             return moved
         reconstruction = decode(sae, new, value)
@@ -326,17 +328,17 @@ def _written_by(sae: SAE, writers: Mapping[str, Sequence[str]]) -> tuple[str, ..
 
 
 def _changed(
-    change: Change, acts: Float[Array, "... d_sae"], start: Int[Array, ""] | int, length: int | None
-) -> Float[Array, "... d_sae"]:
-    old = acts[..., change.feature]
-    new = KINDS[change.kind](old, jnp.asarray(change.value, acts.dtype))
-    if change.positions is not None:
-        positions = change.positions
-        if length is not None:
-            positions = jnp.where(positions < 0, positions + length, positions)
-        at = start + jnp.arange(acts.shape[-2])
-        new = jnp.where((at[:, None] == positions).any(1), new, old)
-    return acts.at[..., change.feature].set(new)
+    change: Change, old: Float[Array, "... pos"], start: Int[Array, ""] | int, length: int | None
+) -> Float[Array, "... pos"]:
+    """What a change makes of its feature's activations."""
+    new = KINDS[change.kind](old, jnp.asarray(change.value, old.dtype))
+    if change.positions is None:
+        return new
+    positions = change.positions
+    if length is not None:
+        positions = jnp.where(positions < 0, positions + length, positions)
+    at = start + jnp.arange(old.shape[-1])
+    return jnp.where((at[:, None] == positions).any(1), new, old)
 
 
 def _written(
