@@ -1,0 +1,129 @@
+"""Edges against arithmetic, in float64: central differences for exact ones, whole ablations for frozen ones."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from jaxcircuits.attribution import Engine, Settings
+from jaxcircuits.attribution.edges import Columns
+from jaxcircuits.attribution.problem import resolve
+from jaxcircuits.bundle import Bundle
+from jaxcircuits.model.freezing import FREEZABLE
+from jaxcircuits.validation.effects import measure
+from jaxcircuits.validation.report import Check
+
+FINITE_DIFFERENCE, FROZEN = 1e-6, 1e-10
+STEP = 1e-4
+"""By how much a source's activation moves: its square and the rounding over it are both far below the tolerance."""
+
+TOKENS = 48
+"""Tokens of a story that are looked at: float64 is slow."""
+
+
+def exactness(
+    bundle: Bundle,
+    stories: Sequence[Int[np.ndarray, "_pos"]],
+    settings: Settings,
+    *,
+    targets: int = 4,
+    sources: int = 16,
+    seed: int = 0,
+) -> list[Check]:
+    """Two checks: finite differences of pre-activations, and ablations while attention, norms and GELUs are frozen.
+
+    Args:
+        bundle: Model and autoencoders; computed with in float64.
+        stories: Token ids; their first `TOKENS` are looked at.
+        settings: Ends and positions.
+        targets: Active targets of a story, at random.
+        sources: Of each: half the strongest, half at random.
+        seed: Of what is random.
+    """
+    rng = np.random.default_rng(seed)
+    worst = {"exact": 0.0, "frozen": 0.0}
+    number = 0
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        wide = replace(
+            bundle,
+            params=jax.tree.map(lambda w: jnp.asarray(w, jnp.float64), bundle.params),
+            saes={name: sae.astype(jnp.float64) for name, sae in bundle.saes.items()},
+        )
+        settings = replace(settings, target_quantity="pre_activation", completeness=False, method="auto")
+        engines = {name: Engine(wide, replace(settings, derivative=name)) for name in worst}
+        active = Engine(wide, replace(settings, positions="same", target_quantity="activation", top_k=1))
+        pair = resolve(wide, settings)
+        for ids in (ids[:TOKENS] for ids in stories):
+            found = active.run([(0, ids)])[1]
+            every = np.stack([found["target_pos"], found["target_feature"]], axis=1)
+            chosen = every[np.sort(rng.permutation(len(every))[:targets])]
+            if not len(chosen):
+                continue
+            edges = {name: engine.run([(0, ids)], chosen.tolist())[0] for name, engine in engines.items()}
+            picked = _picked(edges["exact"], sources, rng)
+            places = np.stack([edges["exact"][name][picked] for name in ("source_pos", "source_feature")], axis=1)
+            own = _own(chosen, edges["exact"], picked)
+            at = np.arange(len(picked))
+
+            up, down = (
+                measure(wide, pair, ids, places[:, None], chosen, by, kind="steer").pre_act[at, own]
+                for by in (STEP, -STEP)
+            )
+            gradient = edges["exact"]["gradient"][picked]
+            worst["exact"] = max(worst["exact"], _off((up - down) / (2 * STEP), gradient, own))
+
+            ablated = measure(wide, pair, ids, places[:, None], chosen, freeze=FREEZABLE).pre_act[at, own]
+            worst["frozen"] = max(worst["frozen"], _off(-ablated, edges["frozen"]["attribution"][picked], own))
+            number += len(picked)
+    edges_checked = f"{number} edges, float64, the largest error over a target's largest"
+    return [
+        Check(
+            "exact gradients against central differences",
+            "equal",
+            edges_checked,
+            worst["exact"],
+            FINITE_DIFFERENCE,
+            bool(number) and worst["exact"] <= FINITE_DIFFERENCE,
+            f"sources steered by ±{STEP:g}, target pre-activations",
+        ),
+        Check(
+            "frozen edges against whole ablations",
+            "equal",
+            edges_checked,
+            worst["frozen"],
+            FROZEN,
+            bool(number) and worst["frozen"] <= FROZEN,
+            "attention patterns and norm scales held, GELUs replaced by their tangents",
+        ),
+    ]
+
+
+def _picked(edges: Columns, sources: int, rng: np.random.Generator) -> Int[np.ndarray, "_n"]:
+    """Edges of each target: half the strongest, half others at random."""
+    picked = []
+    ends = np.stack([edges["target_pos"], edges["target_feature"]])
+    for own in np.split(np.arange(ends.shape[1]), np.flatnonzero((np.diff(ends, axis=1) != 0).any(0)) + 1):
+        own = own[np.argsort(-np.abs(edges["attribution"][own]), kind="stable")]
+        strongest, others = own[: sources // 2], own[sources // 2 :]
+        picked += [*strongest, *rng.permutation(others)[: sources - sources // 2]]
+    return np.array(picked, np.int64)
+
+
+def _own(targets: Int[np.ndarray, "target 2"], edges: Columns, picked: Int[np.ndarray, "_n"]) -> Int[np.ndarray, "_n"]:
+    """Which of the targets each picked edge leads to."""
+    number = {tuple(target): i for i, target in enumerate(targets.tolist())}
+    ends = zip(edges["target_pos"][picked].tolist(), edges["target_feature"][picked].tolist(), strict=True)
+    return np.array([number[end] for end in ends], np.int64)
+
+
+def _off(measured: np.ndarray, expected: np.ndarray, own: Int[np.ndarray, "_n"]) -> float:
+    """The largest error over one target's edges, relative to the largest of them; the worst target's."""
+    worst = 0.0
+    for target in np.unique(own):
+        here = own == target
+        size = np.abs(expected[here]).max()
+        worst = max(worst, float(np.abs(measured[here] - expected[here]).max() / size) if size > 0 else 0.0)
+    return worst
