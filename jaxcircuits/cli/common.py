@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from jaxcircuits.bundle import Bundle
     from jaxcircuits.evaluation import BOS
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
+"""Runs a command; returns its exit code where that is not 0."""
 
 
 class Parser(argparse.ArgumentParser):

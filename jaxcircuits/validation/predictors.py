@@ -57,9 +57,8 @@ class Predictors:
             plan = engine.make_plan(some, [(1, feature) for feature in range(targets)], lengths)
             shapes = tuple(replace(shape, batch=1, sequences_at_once=1) for shape in plan.shapes)
             engine.plan = replace(plan, shapes=shapes)  # each story has targets of its own
-        self._writes = np.asarray(exact.tables.writes, np.float64)
-        self._reads = np.asarray(exact.tables.products.reads, np.float64)
-        self._lengths = (exact.tables.products.writes_norm, exact.tables.products.reads_norm)
+        self.directions = np.asarray(exact.tables.writes), np.asarray(exact.tables.products.reads)
+        self._norms = (exact.tables.products.writes_norm, exact.tables.products.reads_norm)
 
     def padded(self, story: int) -> int:
         """The length that a story is padded to."""
@@ -71,12 +70,19 @@ class Predictors:
         self, source: Int[np.ndarray, "edge"], target: Int[np.ndarray, "edge"]
     ) -> Float[np.ndarray, "edge"]:
         """Product of what sources write and targets read, on processed weights."""
-        return (self._writes[source] * self._reads[target]).sum(1)
+        writes, reads = self.directions
+        return (writes[source].astype(np.float64) * reads[target]).sum(1)
 
     def cosine(self, source: Int[np.ndarray, "edge"], target: Int[np.ndarray, "edge"]) -> Float[np.ndarray, "edge"]:
         """The same product, normalised; 0 where a direction is none."""
-        size = self._lengths[0][source] * self._lengths[1][target]
+        size = self._norms[0][source] * self._norms[1][target]
         return self.virtual_weight(source, target) / np.where(size > 0, size, np.inf)
+
+    def cosines(self, sources: slice) -> Float[np.ndarray, "_source d_sae_target"]:
+        """Cosines of some sources with every target."""
+        writes, reads = self.directions
+        size = self._norms[0][sources, None] * self._norms[1]
+        return writes[sources] @ reads.T / np.where(size > 0, size, np.inf)
 
     def attributions(
         self, story: int, targets: Sequence[tuple[int, int]], names: Sequence[str] = ("exact", "frozen", "integrated")
