@@ -1,4 +1,4 @@
-"""Figures of `validate edges`: predicted against measured, who ranks best, how far gradients hold, a feature's collapse."""
+"""Figures of `validate edges`: predicted against measured, who ranks best, how far gradients hold, a collapse."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from jaxcircuits.report.plots import BLUE, GREY, ORANGE, drawn, drawn_panels
 from jaxcircuits.statistics import Estimate
 from jaxcircuits.validation.drivers import ABLATED, CHOICES, Drivers
 from jaxcircuits.validation.edges import LINEAR, EdgeValidation
-from jaxcircuits.validation.predictors import PREDICTORS
+from jaxcircuits.validation.predictors import LABELS, PREDICTORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,8 +68,9 @@ def _scatter(ax: "Axes", x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"], l
     ax.scatter(x, y, s=size, color=BLUE, alpha=0.35, linewidths=0, rasterized=True)
     powers = [10.0**p for p in range(round(np.log10(LEAST)), 3) if 10.0**p < limit]
     ticks = [*(-p for p in reversed(powers)), 0, *powers]
+    ax.set_xscale("symlog", linthresh=LEAST)
+    ax.set_yscale("symlog", linthresh=LEAST)
     for axis in (ax.xaxis, ax.yaxis):
-        axis._set_axes_scale("symlog", linthresh=LEAST)  # pyright: ignore
         axis.set_ticks(ticks, [f"{t:g}".replace("-", "−") for t in ticks])
         axis.set_minor_locator(_none())
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
@@ -82,7 +83,7 @@ def _ranks(ax: "Axes", found: EdgeValidation) -> None:
     for number, (subset, colour) in enumerate(zip(subsets, (BLUE, ORANGE), strict=False)):
         at = np.arange(len(names)) + (number - (len(subsets) - 1) / 2) * 0.28
         _intervals(ax, at, [found.scores[subset][name].spearman for name in names], colour, subset)
-    ax.set_yticks(np.arange(len(names)), [name.replace("_", " ") for name in names])
+    ax.set_yticks(np.arange(len(names)), [LABELS[name] for name in names])
     ax.invert_yaxis()
     ax.axvline(0, color=GREY, lw=0.7)
     ax.set(xlabel="Spearman, predicted and measured, within a target", title="Which prediction ranks sources best?")
@@ -119,13 +120,13 @@ def _collapse(ax: "Axes", drivers: Drivers) -> None:
         ax.annotate(f"{e.value:.0%}", (max(e.high if e.high == e.high else e.value, 0), y), xytext=(5, 0),
                     textcoords="offset points", va="center", fontsize=8.5)  # fmt: skip
     ax.axvline(1, color=GREY, lw=0.9, ls="--")
-    ax.set_yticks(at, [_wrapped(words, 22) for words in CHOICES.values()])
+    ax.set_yticks(at, [_wrapped(words, 24) for words in CHOICES.values()])
     ax.tick_params(axis="y", length=0)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.18)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     ax.set(
-        xlabel=f"activation of feature {drivers.feature} left, {ABLATED} sources ablated,\n"
+        xlabel=f"activation of feature {drivers.feature} left when {ABLATED} sources are ablated,\n"
         f"mean of {len(drivers.examples)} examples with 95 % interval"
     )
 

@@ -16,7 +16,7 @@ from jaxcircuits.report.tables import one_line
 from jaxcircuits.statistics import without_nan
 from jaxcircuits.validation.drivers import CHOICES, Drivers
 from jaxcircuits.validation.edges import EdgeValidation
-from jaxcircuits.validation.predictors import PREDICTORS
+from jaxcircuits.validation.predictors import LABELS, PREDICTORS
 from jaxcircuits.validation.sampling import STRATA
 
 SCHEMA = 1
@@ -145,7 +145,7 @@ def _scores(found: EdgeValidation) -> Table:
         s = found.scores["all edges"][name]
         cells = [f"{s.spearman:+.3f}", f"{s.sign:.3f}", f"{s.slope.value:+.2f}", f"{s.explained.value:+.2f}"]
         cells += [f"{found.scores[subset][name].spearman.value:+.3f}" for subset in subsets]
-        table.add_row(name.replace("_", " "), *cells)
+        table.add_row(LABELS[name], *cells)
     return table
 
 

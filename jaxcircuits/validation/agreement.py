@@ -93,7 +93,7 @@ def within_targets(
     >>> within_targets(np.arange(12.0), np.arange(12.0) ** 3, np.repeat([0, 1], [10, 2]))
     array([ 1., nan])
     """
-    found = np.full(targets.max(initial=-1) + 1, np.nan)
+    found = np.full(int(targets.max(initial=-1)) + 1, np.nan)
     for number in range(len(found)):
         own = targets == number if rows is None else (targets == number) & rows
         if own.sum() >= LEAST_SOURCES and np.ptp(effect[own]) > 0:

@@ -28,13 +28,14 @@ CHOICES = {
 }
 """How three sources are chosen."""
 
-CANDIDATES, TRIED = 16, 12
+CANDIDATES, TRIED = 64, 6
 """Features that are considered, and examples of each that are looked at, before one is chosen."""
 
 RULE = (
-    f"of the {CANDIDATES} features whose strongest examples, one a story, most often sit on one and the same word, "
-    f"the one whose {ABLATED} strongest drivers by exact attribution most often sit at earlier tokens"
+    f"of the {CANDIDATES} features whose strongest examples, one a story, most often sit on one and the same word, the "
+    f"one for which most of the exact attribution of its {ABLATED} strongest drivers comes from earlier tokens"
 )
+"""It looks at no ablation. A feature that the word itself turns on says nothing about drivers."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,9 @@ def _choose(bundle: Bundle, activity: Activity, predictors: Predictors, examples
         for pos, feature in targets:
             own = np.flatnonzero((edges["target_pos"] == pos) & (edges["target_feature"] == feature))
             best = own[np.argsort(-edges["exact"][own], kind="stable")[:ABLATED]]
-            earlier[feature] += (edges["source_pos"][best] < pos).astype(float).tolist()
+            size = np.maximum(edges["exact"][best], 0)
+            if size.sum() > 0:
+                earlier[feature].append(float(size[edges["source_pos"][best] < pos].sum() / size.sum()))
         bar.update(task, advance=1)
     return max(candidates, key=lambda f: (np.mean(earlier[f]) if earlier[f] else 0.0, *places[f][:3]))
 

@@ -23,6 +23,9 @@ PREDICTORS = {
 }
 """Every predictor and what it says that ablation adds to the target. Of weights and correlations the sign is kept."""
 
+LABELS = {name: name.replace("virtual_", "virtual ").replace("co_", "co-") for name in PREDICTORS}
+"""Their names for people."""
+
 KEY = ("target_pos", "target_feature", "source_pos", "source_feature")
 
 
@@ -51,7 +54,8 @@ class Predictors:
                 "cosines of weights are what attributions are compared with, so the SAEs must sit on mlp.hook_post of "
                 f"adjacent layers, got {exact.problem.source_hook} and {exact.problem.target_hook}; name two others."
             )
-        lengths = [len(ids) for ids in activity.stories]
+        # Each length is some more programs to compile, of which a job this short has too many already.
+        lengths = np.quantile([len(ids) for ids in activity.stories], (0.5, 0.8, 1), method="higher").tolist()
         some = list(enumerate(activity.stories[:4]))
         for engine in self.engines.values():
             plan = engine.make_plan(some, [(1, feature) for feature in range(targets)], lengths)
