@@ -161,7 +161,7 @@ def _choose(bundle: Bundle, activity: Activity, predictors: Predictors, examples
     earlier: dict[int, list[float]] = {feature: [] for feature in candidates}
     task = bar.add_task("a feature", total=len(by_story))
     for story, targets in by_story.items():
-        edges = predictors.attributions(story, targets, ("exact",))
+        edges = predictors.attributions(story, np.array(targets), ("exact",))
         for pos, feature in targets:
             own = np.flatnonzero((edges["target_pos"] == pos) & (edges["target_feature"] == feature))
             best = own[np.argsort(-edges["exact"][own], kind="stable")[:ABLATED]]
@@ -183,7 +183,7 @@ def _example(
     act: float,
     rng: np.random.Generator,
 ) -> Example | None:
-    edges = predictors.attributions(story, [(pos, feature)], ("exact",))
+    edges = predictors.attributions(story, np.array([[pos, feature]]), ("exact",))
     if not len(edges["exact"]):
         return None
     by_cosine = predictors.cosine(edges["source_feature"], edges["target_feature"]) * edges["source_act"]

@@ -1,6 +1,5 @@
 """Edges against arithmetic, in float64: central differences for exact ones, whole ablations for frozen ones."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -13,6 +12,7 @@ from jaxcircuits.attribution.edges import Columns
 from jaxcircuits.attribution.problem import resolve
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.model.freezing import FREEZABLE
+from jaxcircuits.validation.activity import Activity
 from jaxcircuits.validation.effects import measure
 from jaxcircuits.validation.report import Check
 
@@ -26,9 +26,10 @@ TOKENS = 48
 
 def exactness(
     bundle: Bundle,
-    stories: Sequence[Int[np.ndarray, "_pos"]],
+    activity: Activity,
     settings: Settings,
     *,
+    stories: int = 3,
     targets: int = 4,
     sources: int = 16,
     seed: int = 0,
@@ -37,8 +38,9 @@ def exactness(
 
     Args:
         bundle: Model and autoencoders; computed with in float64.
-        stories: Token ids; their first `TOKENS` are looked at.
+        activity: What is active where.
         settings: Ends and positions.
+        stories: How many of the first; of each, the first `TOKENS` tokens.
         targets: Active targets of a story, at random.
         sources: Of each: half the strongest, half at random.
         seed: Of what is random.
@@ -54,15 +56,15 @@ def exactness(
         )
         settings = replace(settings, target_quantity="pre_activation", completeness=False, method="auto")
         engines = {name: Engine(wide, replace(settings, derivative=name)) for name in worst}
-        active = Engine(wide, replace(settings, positions="same", target_quantity="activation", top_k=1))
         pair = resolve(wide, settings)
-        for ids in (ids[:TOKENS] for ids in stories):
-            found = active.run([(0, ids)])[1]
-            every = np.stack([found["target_pos"], found["target_feature"]], axis=1)
+        for story, ids in enumerate(ids[:TOKENS] for ids in activity.stories[:stories]):
+            every = activity.active_targets(story)
+            every = every[every[:, 0] < len(ids)]
             chosen = every[np.sort(rng.permutation(len(every))[:targets])]
             if not len(chosen):
                 continue
-            edges = {name: engine.run([(0, ids)], chosen.tolist())[0] for name, engine in engines.items()}
+            named = [(int(pos), int(feature)) for pos, feature in chosen]
+            edges = {name: engine.run([(0, ids)], named)[0] for name, engine in engines.items()}
             picked = _picked(edges["exact"], sources, rng)
             places = np.stack([edges["exact"][name][picked] for name in ("source_pos", "source_feature")], axis=1)
             own = _own(chosen, edges["exact"], picked)

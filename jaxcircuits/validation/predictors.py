@@ -89,14 +89,18 @@ class Predictors:
         return writes[sources] @ reads.T / np.where(size > 0, size, np.inf)
 
     def attributions(
-        self, story: int, targets: Sequence[tuple[int, int]], names: Sequence[str] = ("exact", "frozen", "integrated")
+        self,
+        story: int,
+        targets: Int[np.ndarray, "target 2"],
+        names: Sequence[str] = ("exact", "frozen", "integrated"),
     ) -> Columns:
         """Edges from every active source to some targets of a story, with a column of attributions for each derivative.
 
         Edges without a path, whose exact derivative is zero, are left out: no predictor gets credit for them.
         """
         prompts = [(story, self.activity.stories[story])]
-        exact, *others = (self.engines[name].run(prompts, targets)[0] for name in names)
+        named = [(int(pos), int(feature)) for pos, feature in targets]
+        exact, *others = (self.engines[name].run(prompts, named)[0] for name in names)
         columns: Columns = {name: exact[name] for name in (*KEY, "source_act", "target_act", "gradient")}
         columns["exact"] = exact["attribution"]
         for name, edges in zip(names[1:], others, strict=True):
