@@ -43,17 +43,20 @@ jaxcircuits validate edges --pairs 50 --positions same --out runs/pairs""",
 
 def run(args: argparse.Namespace) -> int:
     """Runs the kind; returns 0 if every check held, else 1."""
+    from jaxcircuits.attribution import Settings
+    from jaxcircuits.attribution.problem import resolve
     from jaxcircuits.bundle import load_bundle, shipped_bundle
     from jaxcircuits.corpus import read_corpus
     from jaxcircuits.files import VALIDATION, check_free
     from jaxcircuits.report.effects import effect_tables, report_json, write_effects
     from jaxcircuits.report.tables import print_tables
-    from jaxcircuits.validation.drivers import ablate_drivers
+    from jaxcircuits.validation.drivers import ablate_drivers, check_drivers
     from jaxcircuits.validation.edges import tokenized_stories, validate_edges
     from jaxcircuits.validation.pairs import ablate_pairs
 
     check_free(args.out, args.overwrite, VALIDATION)
     bundle = load_bundle(args.bundle)
+    check_drivers(resolve(bundle, Settings(args.source_sae, args.target_sae)), args.feature, args.examples)
     texts = read_corpus(args.corpus or shipped_bundle() / "stories.txt")
     found = validate_edges(
         bundle,

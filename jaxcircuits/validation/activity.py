@@ -1,7 +1,7 @@
 """Which features of two autoencoders are active where in some stories: one pass, kept sparse."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +42,9 @@ class Activity:
         rows = self._target_rows[story * self.stride : (story + 1) * self.stride].tocoo()
         return np.stack([rows.row, rows.col], axis=1).astype(np.int64)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_target_rows", self.target.tocsr())
-
-    _target_rows: sparse.csr_array = None  # pyright: ignore[reportAssignmentType]
+    @cached_property
+    def _target_rows(self) -> sparse.csr_array:
+        return self.target.tocsr()
 
     def strongest(self, target: int) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
         """Where a target is strongest, one place a story: stories, positions and activations, the strongest first."""

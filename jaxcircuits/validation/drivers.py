@@ -80,6 +80,19 @@ class Drivers:
     left: dict[str, Estimate]
 
 
+def check_drivers(pair: Pair, feature: int | None, examples: int) -> None:
+    """Refuses what `ablate_drivers` would, before anything is computed.
+
+    Raises:
+        InputError: There is no such feature, or too few examples are asked for.
+    """
+    if examples < 2:
+        raise InputError(f"intervals are over examples, so at least 2 are needed, got {examples}.")
+    d_sae = pair.target.cfg.d_sae
+    if feature is not None and not 0 <= feature < d_sae:
+        raise InputError(f"the target SAE has features 0..{d_sae - 1}, got {feature}.")
+
+
 def ablate_drivers(
     bundle: Bundle,
     pair: Pair,
@@ -106,11 +119,7 @@ def ablate_drivers(
     Raises:
         InputError: There is no such feature, or it is active in fewer than two stories.
     """
-    if examples < 2:
-        raise InputError(f"intervals are over examples, so at least 2 are needed, got {examples}.")
-    d_sae = pair.target.cfg.d_sae
-    if feature is not None and not 0 <= feature < d_sae:
-        raise InputError(f"the target SAE has features 0..{d_sae - 1}, got {feature}.")
+    check_drivers(pair, feature, examples)
     rule = "given" if feature is not None else RULE
     with progress(quiet) as bar:
         if feature is None:
@@ -144,19 +153,20 @@ def _choose(bundle: Bundle, activity: Activity, predictors: Predictors, examples
     """The feature that `RULE` names."""
     places = {}
     for feature in np.flatnonzero(np.diff(activity.target.indptr) >= 2).tolist():
-        stories, positions, acts = (values[:examples] for values in activity.strongest(feature))
+        stories, positions, _ = (values[:examples] for values in activity.strongest(feature))
         tokens = [int(activity.stories[s][p]) for s, p in zip(stories.tolist(), positions.tolist(), strict=True)]
         word, times = Counter(tokens).most_common(1)[0]
         text = bundle.token_strings(np.array([word]))[0].strip()
         if (text.isalpha() and len(text) > 2) or bundle.tokenizer is None:
-            enough = len(stories) == examples
-            places[feature] = (enough, times / examples, float(acts.mean()), stories[:TRIED], positions[:TRIED])
+            places[feature] = (len(stories), times / len(stories), stories[:TRIED], positions[:TRIED])
     if not places:
         raise InputError("no target feature is strongest on a word in two stories; use other text or name a feature.")
-    candidates = sorted(places, key=lambda f: places[f][:3], reverse=True)[:CANDIDATES]
+    most = max(n for n, *_ in places.values())  # `examples` where some feature has so many
+    on_word = {feature: share for feature, (n, share, *_) in places.items() if n == most}
+    candidates = sorted(on_word, key=lambda f: -on_word[f])[:CANDIDATES]
     by_story: dict[int, list[tuple[int, int]]] = {}
     for feature in candidates:
-        for story, pos in zip(*(place.tolist() for place in places[feature][3:]), strict=True):
+        for story, pos in zip(*(place.tolist() for place in places[feature][2:]), strict=True):
             by_story.setdefault(story, []).append((pos, feature))
     earlier: dict[int, list[float]] = {feature: [] for feature in candidates}
     task = bar.add_task("a feature", total=len(by_story))
@@ -169,7 +179,7 @@ def _choose(bundle: Bundle, activity: Activity, predictors: Predictors, examples
             if size.sum() > 0:
                 earlier[feature].append(float(size[edges["source_pos"][best] < pos].sum() / size.sum()))
         bar.update(task, advance=1)
-    return max(candidates, key=lambda f: (np.mean(earlier[f]) if earlier[f] else 0.0, *places[f][:3]))
+    return max(candidates, key=lambda f: float(np.mean(earlier[f])) if earlier[f] else 0.0)
 
 
 def _example(

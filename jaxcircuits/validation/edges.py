@@ -6,9 +6,8 @@
 4. Rank within each target, and say how sure that is (`agreement`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -64,7 +63,7 @@ class EdgeValidation:
     pair: Pair
 
 
-def tokenized_stories(bundle: Bundle, texts: Any, most: int) -> list[Int[np.ndarray, "_pos"]]:
+def tokenized_stories(bundle: Bundle, texts: Iterable[str], most: int) -> list[Int[np.ndarray, "_pos"]]:
     """Token ids of the first stories, each cut to the model's context.
 
     Raises:
@@ -125,13 +124,14 @@ def validate_edges(
             for kept, part in zip((parts, steps), _story(bundle, pair, predictors, story, targets, rng), strict=True):
                 kept += [part] if part else []
             bar.update(task, advance=1)
-    if not parts:
-        raise InputError("no target with an active source was found in these stories; use other text.")
+        if not parts:
+            raise InputError("no target with an active source was found in these stories; use other text.")
+        bar.add_task("checks in float64", total=None)
+        checks = exactness(bundle, activity, settings, seed=seed)
     measured = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     ends = np.stack([measured[name] for name in ("story", "target_pos", "target_feature")], axis=1)
     measured["target"] = np.unique(ends, axis=0, return_inverse=True)[1].reshape(-1)
     lowered = {name: np.concatenate([part[name] for part in steps]) for name in steps[0]}
-    checks = exactness(bundle, activity, settings, seed=seed)
     return _concluded(bundle, pair, activity, predictors, measured, lowered, checks, positions, seed)
 
 

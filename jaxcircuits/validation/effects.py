@@ -56,14 +56,13 @@ def measure(
     >>> import numpy as np
     >>> from jaxcircuits import load_bundle
     >>> from jaxcircuits.attribution.problem import Settings, resolve
-    >>> from jaxcircuits.validation.activity import find_activity
     >>> from jaxcircuits.validation.effects import measure
     >>> bundle = load_bundle()
-    >>> pair, tokens = resolve(bundle, Settings()), bundle.tokenize("The dog ran to the park.")
-    >>> last = find_activity(bundle, pair, [tokens]).active_targets(0)[-1:]
-    >>> every = np.stack([np.full(8, last[0, 0]), np.arange(8)], axis=1)
-    >>> measure(bundle, pair, tokens, every[:, None], last).act.shape
-    (8, 1)
+    >>> tokens, sources = bundle.tokenize("The dog ran."), np.array([[[1, 7]], [[3, 7]]])
+    >>> targets = np.array([[1, 20], [2, 20]])
+    >>> found = measure(bundle, resolve(bundle, Settings()), tokens, sources, targets, 1.0, kind="steer")
+    >>> (found.pre_act != 0).tolist()  # the first source reaches both targets, the second comes later
+    [[True, True], [False, False]]
     """
     padded = np.zeros(max(length or 0, len(tokens)), np.int32)
     padded[: len(tokens)] = tokens

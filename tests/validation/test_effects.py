@@ -236,8 +236,37 @@ def test_drivers_are_ablated_together(bundle, found) -> None:
     best = edges.nlargest(3, "attribution")[["source_pos", "source_feature"]].to_numpy()
     np.testing.assert_array_equal(example.drivers["exact"], best)
     assert all(pos == example.pos for pos in example.drivers["cosine_here"][:, 0])
-    with pytest.raises(InputError, match=r"features 0\.\.25, got 26"):
-        ablate_drivers(*where, feature=26)
+
+
+def test_without_a_feature_the_rule_finds_one(bundle, found) -> None:
+    """Words of the tiny vocabulary are numbers, so a bundle without a tokenizer stands for one that has words."""
+    where = (dataclasses.replace(bundle, tokenizer=None), found.pair, found.activity, found.predictors)
+    chosen = ablate_drivers(*where, examples=3)
+    assert len(chosen.examples) == 3 and chosen.rule != "given"
+
+    def share(feature: int) -> float:
+        """Of the three strongest drivers' attribution, what comes from earlier tokens; its mean over examples."""
+        shares = []
+        for story, pos in zip(*(places[:3].tolist() for places in found.activity.strongest(feature)[:2]), strict=True):
+            edges = found.predictors.attributions(story, np.array([[pos, feature]]), ("exact",))
+            best = np.argsort(-edges["exact"])[:3]
+            size = np.maximum(edges["exact"][best], 0)
+            shares += [size[edges["source_pos"][best] < pos].sum() / size.sum()] if size.sum() > 0 else []
+        return float(np.mean(shares)) if shares else 0.0
+
+    often = [f for f in range(26) if len(found.activity.strongest(f)[0]) >= 3]
+    assert share(chosen.feature) == pytest.approx(max(map(share, often)))
+    never = int(np.flatnonzero(np.diff(found.activity.target.indptr) == 0)[0])
+    with pytest.raises(InputError, match="is active in 0 of the stories"):
+        ablate_drivers(*where, feature=never)
+
+
+@pytest.mark.slow
+def test_sources_at_the_target_s_position_alone(bundle) -> None:
+    found = validate_edges(bundle, tokenized_stories(bundle, TEXTS, 6), positions="same", edges=100)
+    assert not found.edges["offset"].any() and len(found.edges["offset"]) > 50
+    assert set(found.scores) == {"all edges", "random edges"}
+    assert [check.ok for check in found.report.checks[:2]] == [True, True]
 
 
 def test_pairs_are_those_of_largest_cosine_and_their_losses(bundle, found) -> None:
@@ -300,6 +329,8 @@ def test_the_command_writes_its_report_and_its_verdict(path: str, found, capsys,
     [
         (["--stories", "1"], "at least 2 are needed, got 1"),
         (["--edges", "0"], "number of edges must be at least 1"),
+        (["--feature", "26"], "features 0..25, got 26"),
+        (["--examples", "1"], "intervals are over examples"),
         (["--source-sae", TARGET], "source SAE must sit before"),
         (["--corpus", "nowhere.txt"], "nowhere.txt"),
     ],
