@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from time import perf_counter
 from typing import Any
 
 from jaxcircuits.cli.common import add_command, common_options, count, end_options, named
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxcircuits.validation.edges import tokenized_stories, validate_edges
     from jaxcircuits.validation.pairs import ablate_pairs
 
+    began = perf_counter()
     check_free(args.out, args.overwrite, VALIDATION)
     bundle = load_bundle(args.bundle)
     check_drivers(resolve(bundle, Settings(args.source_sae, args.target_sae)), args.feature, args.examples)
@@ -76,5 +78,6 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report_json(bundle, found, drivers, pairs), indent=2, ensure_ascii=False))
     elif not args.quiet:
         print_tables(*effect_tables(bundle, found, drivers, pairs))
-        print(f"{'every check held' if found.report.ok else 'NOT every check held'}; written to {args.out}")
+        verdict = "every check held" if found.report.ok else "NOT every check held"
+        print(f"{verdict}; {perf_counter() - began:.0f} seconds; written to {args.out}")
     return 0 if found.report.ok else 1

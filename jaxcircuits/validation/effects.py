@@ -46,7 +46,7 @@ def measure(
         bundle: Model and autoencoders; their dtype is that of the computation.
         pair: Which two autoencoders.
         tokens: Token ids of the story.
-        sources: What each intervention changes together: positions and features.
+        sources: What each intervention changes together: positions and features. At least one intervention.
         targets: Positions and features that are read.
         values: By what each intervention scales or steers its features; 0 scales them away.
         kind: `"scale"` or `"steer"`.
@@ -68,7 +68,8 @@ def measure(
     padded[: len(tokens)] = tokens
     n = len(sources)
     most = max(1, FORWARD_TOKENS // len(padded))
-    at_once = min(most, -(-n // max(1, -(-n // most)) // 8) * 8 + 8)  # few sizes, each a compiled program; little waste
+    even = -(-n // -(-n // most))
+    at_once = min(most, -(-even // 8) * 8)  # few sizes, each a compiled program, and little waste
     dtype = bundle.params.W_E.dtype
     every = np.broadcast_to(np.asarray(values, dtype), (n,))
     names = (pair.source_name, pair.target_name)
@@ -93,8 +94,7 @@ def measure(
             *effects, plain = run(jnp.asarray(some), jnp.asarray(by), jnp.asarray(targets, jnp.int32))
             parts.append([np.asarray(effect)[:here] for effect in effects])
             before = np.asarray(plain)
-    pre_act, act = (np.concatenate([np.zeros((0, len(targets)), dtype), *part]) for part in zip(*parts, strict=True))
-    return Effects(pre_act, act, before)
+    return Effects(*(np.concatenate(part) for part in zip(*parts, strict=True)), before)
 
 
 @partial(jax.jit, static_argnames=("cfg", "names", "kind", "freeze"))
