@@ -94,7 +94,8 @@ def measure(
             *effects, plain = run(jnp.asarray(some), jnp.asarray(by), jnp.asarray(targets, jnp.int32))
             parts.append([np.asarray(effect)[:here] for effect in effects])
             before = np.asarray(plain)
-    return Effects(*(np.concatenate(part) for part in zip(*parts, strict=True)), before)
+    pre_act, act = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Effects(pre_act, act, before)
 
 
 @partial(jax.jit, static_argnames=("cfg", "names", "kind", "freeze"))
