@@ -18,8 +18,9 @@ from jaxcircuits.errors import InputError
 
 RUN, STUDY, BUNDLE, EXPORT = "run.json", "study.json", "manifest.json", "cfg.json"
 EVALUATION, LOSSES, FEATURES = "evaluate.json", "losses.json", "features.json"
+VALIDATION = "report.json"
 OUTPUTS = {RUN: "a run", STUDY: "a study", BUNDLE: "a bundle", EXPORT: "an exported SAE"}
-OUTPUTS |= {EVALUATION: "an evaluation", LOSSES: "losses by token", FEATURES: "features"}
+OUTPUTS |= {EVALUATION: "an evaluation", LOSSES: "losses by token", FEATURES: "features", VALIDATION: "a validation"}
 """Kinds of output directories, by the file that each holds."""
 
 

@@ -6,6 +6,8 @@ Both are edits at the hook points that autoencoders write, made in one place (`f
 - A changed feature of one that is not spliced adds `(new - old) W_dec` to it, so what the autoencoder leaves out, its
   error, is kept.
 
+Attention patterns, norm scales and GELUs behind a change are free, or held as in the unchanged run (`model.freezing`).
+
 A transcoder reads one hook and writes another; its edits remember, within one trace, what the first held.
 """
 
@@ -16,18 +18,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import einsum
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.errors import InputError
-from jaxcircuits.model import forward, side_by_side
+from jaxcircuits.model import forward, hook_names, side_by_side
+from jaxcircuits.model.freezing import FREEZABLE, Edit, freeze_edits, frozen_hooks
 from jaxcircuits.sae import SAE, decode, encode
 from jaxcircuits.sae.normalization import norm_of
 from jaxcircuits.types import ModelWeights
-
-Edit = Callable[[Array], Array]
 
 KINDS: Mapping[str, Callable[[Array, Array], Array]] = {
     "set": lambda old, value: jnp.broadcast_to(value, old.shape),
@@ -113,6 +113,7 @@ def intervene(
     splice: Iterable[str] = (),
     keep_error: bool = True,
     splice_bos: bool = True,
+    freeze: Iterable[str] = (),
     read: Iterable[str] = (),
     taps: Iterable[str] = (),
     logits_at: slice | Int[Array, "n"] | None = slice(None),
@@ -130,13 +131,16 @@ def intervene(
         splice: Names of autoencoders whose reconstruction takes their hook's place.
         keep_error: Whether a changed autoencoder that is not in `splice` keeps its error; without it, it is spliced.
         splice_bos: Whether splicing covers position 0 where it holds BOS.
+        freeze: What stays as in the run without changes, behind the first of them: `"attention"` patterns, scales of
+            the model's `"norms"`, the tangent that then stands for each `"gelu"`. With all three, whatever follows a
+            change is linear in it, up to the next spliced autoencoder.
         read: Names of autoencoders whose feature activations are returned.
         taps: Hook points whose values are returned.
         logits_at: Positions whose logits are computed: all by default, none for `None`.
 
     Raises:
-        InputError: An unknown autoencoder, hook or kind of change, a feature or position that does not exist, or two
-            spliced autoencoders that write one hook.
+        InputError: An unknown autoencoder, hook, kind of change or thing to freeze, a feature or position that does
+            not exist, or two spliced autoencoders that write one hook.
 
     >>> import jax.numpy as jnp
     >>> from jaxcircuits import ablate, intervene, load_bundle
@@ -162,11 +166,51 @@ def intervene(
         keep=None if splice_bos else bos_mask(cfg, tokens),
         length=tokens.shape[-1],
     )
+    edits = _frozen(params, cfg, saes, tokens, changes, edits, frozenset(freeze), splice, splice_bos)
     # A transcoder's edits need its first hook to be computed, which any hook behind it implies: read ones may be last.
     taps = tuple(taps)
     needed = () if logits_at is not None else tuple(saes[name].cfg.hook_name for name in read)
     logits, acts = forward(params, cfg, tokens, taps={*taps, *needed}, edits=edits, logits_at=logits_at)
     return Intervened(logits, {name: acts[name] for name in taps}, feature_acts)
+
+
+def _frozen(
+    params: ModelWeights,
+    cfg: ModelConfig,
+    saes: Mapping[str, SAE],
+    tokens: Int[Array, "*batch pos"],
+    changes: Sequence[Change],
+    edits: Mapping[str, Edit],
+    freeze: frozenset[str],
+    splice: Iterable[str],
+    splice_bos: bool,
+) -> dict[str, Edit]:
+    """The edits, and those that hold what lies behind the first change as it is in the run without changes."""
+    for what in sorted(freeze):
+        if what not in FREEZABLE:
+            raise InputError(f"freeze takes {', '.join(FREEZABLE)}, got {what!r}.")
+    if not freeze or not changes:
+        return dict(edits)
+    names = hook_names(cfg)
+    behind = names[min(names.index(saes[change.sae].cfg.hook_written) for change in changes) :]
+    hooks = frozen_hooks(behind, freeze)
+    plain = intervene(params, cfg, saes, tokens, splice=splice, splice_bos=splice_bos, taps=hooks, logits_at=None)
+    frozen = freeze_edits(behind, freeze, at=plain.acts)
+    # Before a GELU its line must see what features make of the value; behind it, features what the line gives.
+    pairs = {name: (edits.get(name), edit) for name, edit in frozen.items()}
+    chained = {name: _chained(*(pair if name.endswith("hook_pre") else pair[::-1])) for name, pair in pairs.items()}
+    return {**edits, **chained}
+
+
+def _chained(*steps: Edit | None) -> Edit:
+    """One edit behind the other."""
+
+    def edit(value: Array) -> Array:
+        for step in steps:
+            value = value if step is None else step(value)
+        return value
+
+    return edit
 
 
 def bos_mask(cfg: ModelConfig, tokens: Int[Array, "*batch pos"]) -> Bool[Array, "*batch pos"]:
@@ -245,11 +289,13 @@ def feature_edits(
             feature_acts[name] = arrived[name][1]
 
     def write(name: str, out: Array) -> Array:
-        sae, (value, old) = saes[name], arrived[name]
-        new = old
+        sae, (value, new) = saes[name], arrived[name]
+        moved = out
         for change in changed.get(name, ()):
-            new = _changed(change, new, start, length)
-        moved = out + _written(sae, new - old, value) if name in changed else out
+            old = new[..., change.feature]
+            changed_to = _changed(change, old, start, length)
+            moved = moved + _written(sae, change.feature, changed_to - old, value)
+            new = new.at[..., change.feature].set(changed_to)
         if name not in splice:
             return moved
         reconstruction = decode(sae, new, value)
@@ -282,22 +328,24 @@ def _written_by(sae: SAE, writers: Mapping[str, Sequence[str]]) -> tuple[str, ..
 
 
 def _changed(
-    change: Change, acts: Float[Array, "... d_sae"], start: Int[Array, ""] | int, length: int | None
-) -> Float[Array, "... d_sae"]:
-    old = acts[..., change.feature]
-    new = KINDS[change.kind](old, jnp.asarray(change.value, acts.dtype))
-    if change.positions is not None:
-        positions = change.positions
-        if length is not None:
-            positions = jnp.where(positions < 0, positions + length, positions)
-        at = start + jnp.arange(acts.shape[-2])
-        new = jnp.where((at[:, None] == positions).any(1), new, old)
-    return acts.at[..., change.feature].set(new)
+    change: Change, old: Float[Array, "... pos"], start: Int[Array, ""] | int, length: int | None
+) -> Float[Array, "... pos"]:
+    """What a change makes of its feature's activations."""
+    new = KINDS[change.kind](old, jnp.asarray(change.value, old.dtype))
+    if change.positions is None:
+        return new
+    positions = change.positions
+    if length is not None:
+        positions = jnp.where(positions < 0, positions + length, positions)
+    at = start + jnp.arange(old.shape[-1])
+    return jnp.where((at[:, None] == positions).any(1), new, old)
 
 
-def _written(sae: SAE, features: Float[Array, "... d_sae"], x: Float[Array, "... d_in"]) -> Float[Array, "... d_out"]:
-    """What features add to the value that the autoencoder writes: a normalised one's in the scale of its input."""
-    out = einsum(features, sae.weights.W_dec, "... d_sae, d_sae d_out -> ... d_out")
+def _written(
+    sae: SAE, feature: Any, by: Float[Array, "... pos"], x: Float[Array, "... pos d_in"]
+) -> Float[Array, "... pos d_out"]:
+    """What a feature's rise adds to the value that the autoencoder writes: a normalised one's in its input's scale."""
+    out = by[..., None] * sae.weights.W_dec[feature]
     norm = norm_of(sae.cfg, x)
     return out if norm is None else out * norm.out_scale
 

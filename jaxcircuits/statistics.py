@@ -47,13 +47,21 @@ class Agreement:
 
     def to_json(self) -> dict[str, Any]:
         """As nested dictionaries; NaN becomes `None`, which JSON has."""
+        return without_nan(asdict(self))
 
-        def clean(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {k: clean(v) for k, v in value.items()}
-            return None if isinstance(value, float) and value != value else value
 
-        return clean(asdict(self))
+def without_nan(value: Any) -> Any:
+    """Nested dictionaries and lists with `None`, which JSON has, for NaN, which it has not.
+
+    >>> from jaxcircuits.statistics import without_nan
+    >>> without_nan({"low": float("nan"), "steps": [0.5]})
+    {'low': None, 'steps': [0.5]}
+    """
+    if isinstance(value, dict):
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def spearman(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"]) -> float:

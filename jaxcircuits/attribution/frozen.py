@@ -5,7 +5,6 @@ hooks: the source hook's value, the residual stream beside it, biases, GELU cons
 factor for each of these; the derivative with respect to a factor at one is what that kind contributes.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,9 +13,8 @@ from jaxtyping import Array, Float
 
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.model import hook_names
+from jaxcircuits.model.freezing import Edit, freeze_edits
 from jaxcircuits.types import BlockWeights, ModelWeights
-
-Edit = Callable[[Array], Array]
 
 
 class Scales(NamedTuple):
@@ -46,24 +44,6 @@ def skip_hook(source_hook: str) -> str | None:
     return None
 
 
-def gelu_line(u: Float[Array, "..."], kind: str | None) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Slope and constant of the line that stands for `gelu_new` at `u`: their sum `slope * u + constant` is its value.
-
-    Args:
-        u: Where.
-        kind: `"secant"`: the ratio `gelu(u) / u`, no constant. Else the tangent.
-    """
-    if kind == "secant":
-        ratio = 0.5 * (1 + jnp.tanh(jnp.sqrt(2 / jnp.pi).astype(u.dtype) * (u + 0.044715 * u**3)))
-        return ratio, jnp.zeros_like(u)
-
-    def gelu(x):
-        return jax.nn.gelu(x, approximate=True)
-
-    value, slope = jax.jvp(gelu, (u,), (jnp.ones_like(u),))
-    return slope, value - slope * u
-
-
 def path_edits(
     cfg: ModelConfig,
     source_hook: str,
@@ -80,32 +60,10 @@ def path_edits(
     if scales is not None and skip is not None:
         edits[skip] = lambda value: scales.residual_input * jax.lax.stop_gradient(value)
     if gelu is not None:
-        for name in inside[1:]:
-            if name.endswith((".hook_pattern", ".hook_scale")):
-                edits[name] = jax.lax.stop_gradient
-        for name in inside:
-            post = name.removesuffix("hook_pre") + "hook_post"
-            if name.endswith(".mlp.hook_pre") and post in inside:
-                edits[name], edits[post] = _linear_gelu(gelu, scales)
+        edits |= freeze_edits(inside, gelu=gelu, constant_scale=1.0 if scales is None else scales.gelu_constant)
     for name in held:
         edits[name] = lambda value: (1 if scales is None else scales.held) * jax.lax.stop_gradient(value)
     return edits
-
-
-def _linear_gelu(kind: str, scales: Scales | None) -> tuple[Edit, Edit]:
-    """Edits of an MLP's `hook_pre` and `hook_post`: the first remembers, within one trace, what the second needs."""
-    seen: list[Array] = []
-
-    def before(u: Array) -> Array:
-        seen.append(u)
-        return u
-
-    def after(value: Array) -> Array:
-        u = seen.pop()
-        slope, constant = jax.lax.stop_gradient(gelu_line(u, kind))
-        return slope * u + (constant if scales is None else scales.gelu_constant * constant)
-
-    return before, after
 
 
 def scaled_biases(params: ModelWeights, factor: Float[Array, ""]) -> ModelWeights:

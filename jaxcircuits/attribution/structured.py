@@ -23,10 +23,10 @@ from einops import einsum
 from jaxtyping import Array, Float, Int
 
 from jaxcircuits.attribution.ends import GELU_ENDS, MLP_ENDS
-from jaxcircuits.attribution.frozen import gelu_line
 from jaxcircuits.attribution.problem import Problem, target_side
 from jaxcircuits.attribution.products import dots
 from jaxcircuits.attribution.selection import Sources
+from jaxcircuits.model.freezing import gelu_line
 from jaxcircuits.sae import SAE, encode
 from jaxcircuits.sae.activations import ELEMENTWISE
 from jaxcircuits.sae.normalization import normalized

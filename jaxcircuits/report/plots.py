@@ -40,15 +40,23 @@ def drawn(path: Path, width: float, height: float) -> Iterator["Axes"]:
 
     Its name ends in one of `FORMATS`. Without a date in it, so that the same numbers give the same bytes.
     """
+    with drawn_panels(path, width, height, [1]) as (ax,):
+        yield ax
+
+
+@contextmanager
+def drawn_panels(path: Path, width: float, height: float, ratios: Sequence[float]) -> Iterator[list["Axes"]]:
+    """As `drawn`, with several axes beside each other, of these relative widths."""
     import matplotlib
 
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):
-        figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
+        size: Any = {"figsize": (width, height), "width_ratios": ratios, "layout": "constrained", "squeeze": False}
+        figure, axes = plt.subplots(1, len(ratios), **size)
         try:
-            yield ax
+            yield list(axes[0])
             content = BytesIO()
             figure.savefig(content, format=path.suffix[1:], metadata={FORMATS[path.suffix]: None})
             write_bytes(path, content.getvalue())

@@ -1,0 +1,216 @@
+"""One feature's drivers: does it collapse when the three that a score names are ablated?"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxcircuits.attribution.edges import Columns
+from jaxcircuits.attribution.problem import Pair
+from jaxcircuits.bundle import Bundle
+from jaxcircuits.errors import InputError
+from jaxcircuits.progress import progress
+from jaxcircuits.statistics import Estimate
+from jaxcircuits.validation.activity import Activity
+from jaxcircuits.validation.agreement import Stories
+from jaxcircuits.validation.effects import measure
+from jaxcircuits.validation.predictors import Predictors
+
+ABLATED = 3
+"""Sources that are ablated together."""
+
+CHOICES = {
+    "exact": "by exact attribution",
+    "cosine_here": "by cosine × activation, same position",
+    "cosine": "by cosine × activation, any position",
+    "random": "at random, of those active",
+}
+"""How three sources are chosen."""
+
+CANDIDATES, TRIED = 64, 6
+"""Features that are considered, and examples of each that are looked at, before one is chosen."""
+
+RULE = (
+    f"of the {CANDIDATES} features whose strongest examples, one a story, most often sit on one and the same word, the "
+    f"one for which most of the exact attribution of its {ABLATED} strongest drivers comes from earlier tokens"
+)
+"""It looks at no ablation. A feature that the word itself turns on says nothing about drivers."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A place where the feature is strong, and what drives it there.
+
+    Attributes:
+        story: Which story.
+        pos: Position of the target.
+        activation: Of the target.
+        drivers: Position and feature of the sources, by choice: `[3, 2]` each.
+        left: Activation left after their ablation, as a share, by choice.
+    """
+
+    story: int
+    pos: int
+    activation: float
+    drivers: dict[str, Int[np.ndarray, "change 2"]]
+    left: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Drivers:
+    """A feature with its drivers ablated.
+
+    Attributes:
+        feature: The target feature.
+        rule: How it was chosen.
+        word: The token its examples most often sit on.
+        on_word: Share of the examples that do.
+        earlier: Share of the exact drivers that sit at earlier tokens.
+        examples: The strongest first.
+        left: Mean share of the activation that is left, by choice.
+    """
+
+    feature: int
+    rule: str
+    word: str
+    on_word: float
+    earlier: float
+    examples: list[Example]
+    left: dict[str, Estimate]
+
+
+def check_drivers(pair: Pair, feature: int | None, examples: int) -> None:
+    """Refuses what `ablate_drivers` would, before anything is computed.
+
+    Raises:
+        InputError: There is no such feature, or too few examples are asked for.
+    """
+    if examples < 2:
+        raise InputError(f"intervals are over examples, so at least 2 are needed, got {examples}.")
+    d_sae = pair.target.cfg.d_sae
+    if feature is not None and not 0 <= feature < d_sae:
+        raise InputError(f"the target SAE has features 0..{d_sae - 1}, got {feature}.")
+
+
+def ablate_drivers(
+    bundle: Bundle,
+    pair: Pair,
+    activity: Activity,
+    predictors: Predictors,
+    *,
+    feature: int | None = None,
+    examples: int = 100,
+    seed: int = 0,
+    quiet: bool = True,
+) -> Drivers:
+    """Ablates three sources of a feature at a time, chosen in several ways, at its strongest examples, one a story.
+
+    Args:
+        bundle: Model and autoencoders.
+        pair: Which two.
+        activity: Of the stories.
+        predictors: Of the same stories.
+        feature: The target; by default chosen by `RULE`, which looks at no ablation.
+        examples: How many; fewer where it is active in fewer stories.
+        seed: Of the sources chosen at random, and of the intervals.
+        quiet: No progress bar.
+
+    Raises:
+        InputError: There is no such feature, or it is active in fewer than two stories.
+    """
+    check_drivers(pair, feature, examples)
+    rule = "given" if feature is not None else RULE
+    with progress(quiet) as bar:
+        if feature is None:
+            feature = _choose(bundle, activity, predictors, examples, bar)
+        stories, positions, acts = (values[:examples] for values in activity.strongest(feature))
+        if len(stories) < 2:
+            raise InputError(f"target feature {feature} is active in {len(stories)} of the stories; name another.")
+        task = bar.add_task("drivers", total=len(stories))
+        found = []
+        for story, pos, act in zip(stories.tolist(), positions.tolist(), acts.tolist(), strict=True):
+            rng = np.random.default_rng([seed, story])
+            example = _example(bundle, pair, activity, predictors, feature, story, pos, act, rng)
+            found += [] if example is None else [example]
+            bar.update(task, advance=1)
+    if len(found) < 2:
+        raise InputError(f"target feature {feature} has active sources in {len(found)} of the stories; name another.")
+    word, times = Counter(int(activity.stories[e.story][e.pos]) for e in found).most_common(1)[0]
+    over = Stories(np.array([e.story for e in found]), seed)
+    return Drivers(
+        feature=feature,
+        rule=rule,
+        word=bundle.token_strings(np.array([word]))[0],
+        on_word=times / len(found),
+        earlier=float(np.mean([e.drivers["exact"][:, 0] < e.pos for e in found])),
+        examples=found,
+        left={name: over.mean(np.array([e.left[name] for e in found])) for name in CHOICES},
+    )
+
+
+def _choose(bundle: Bundle, activity: Activity, predictors: Predictors, examples: int, bar) -> int:
+    """The feature that `RULE` names."""
+    places = {}
+    for feature in np.flatnonzero(np.diff(activity.target.indptr) >= 2).tolist():
+        stories, positions, _ = (values[:examples] for values in activity.strongest(feature))
+        tokens = [int(activity.stories[s][p]) for s, p in zip(stories.tolist(), positions.tolist(), strict=True)]
+        word, times = Counter(tokens).most_common(1)[0]
+        text = bundle.token_strings(np.array([word]))[0].strip()
+        if (text.isalpha() and len(text) > 2) or bundle.tokenizer is None:
+            places[feature] = (len(stories), times / len(stories), stories[:TRIED], positions[:TRIED])
+    if not places:
+        raise InputError("no target feature is strongest on a word in two stories; use other text or name a feature.")
+    most = max(n for n, *_ in places.values())  # `examples` where some feature has so many
+    on_word = {feature: share for feature, (n, share, *_) in places.items() if n == most}
+    candidates = sorted(on_word, key=lambda f: -on_word[f])[:CANDIDATES]
+    by_story: dict[int, list[tuple[int, int]]] = {}
+    for feature in candidates:
+        for story, pos in zip(*(place.tolist() for place in places[feature][2:]), strict=True):
+            by_story.setdefault(story, []).append((pos, feature))
+    earlier: dict[int, list[float]] = {feature: [] for feature in candidates}
+    task = bar.add_task("a feature", total=len(by_story))
+    for story, targets in by_story.items():
+        edges = predictors.attributions(story, np.array(targets), ("exact",))
+        for pos, feature in targets:
+            own = np.flatnonzero((edges["target_pos"] == pos) & (edges["target_feature"] == feature))
+            best = own[np.argsort(-edges["exact"][own], kind="stable")[:ABLATED]]
+            size = np.maximum(edges["exact"][best], 0)
+            if size.sum() > 0:
+                earlier[feature].append(float(size[edges["source_pos"][best] < pos].sum() / size.sum()))
+        bar.update(task, advance=1)
+    return max(candidates, key=lambda f: float(np.mean(earlier[f])) if earlier[f] else 0.0)
+
+
+def _example(
+    bundle: Bundle,
+    pair: Pair,
+    activity: Activity,
+    predictors: Predictors,
+    feature: int,
+    story: int,
+    pos: int,
+    act: float,
+    rng: np.random.Generator,
+) -> Example | None:
+    edges = predictors.attributions(story, np.array([[pos, feature]]), ("exact",))
+    if not len(edges["exact"]):
+        return None
+    by_cosine = predictors.cosine(edges["source_feature"], edges["target_feature"]) * edges["source_act"]
+    here = np.where(edges["source_pos"] == pos, by_cosine, -np.inf)
+    scores = {"exact": edges["exact"], "cosine_here": here, "cosine": by_cosine}
+    scores["random"] = rng.permutation(len(here)).astype(np.float64)
+    drivers = {name: _top(edges, scores[name]) for name in CHOICES}
+    sources = np.stack([np.resize(chosen, (ABLATED, 2)) for chosen in drivers.values()])  # twice ablated is ablated
+    effects = measure(
+        bundle, pair, activity.stories[story], sources, np.array([[pos, feature]]), length=predictors.padded(story)
+    )
+    left = 1 + effects.act[:, 0].astype(np.float64) / effects.before[0]
+    return Example(story, pos, act, drivers, dict(zip(CHOICES, left.tolist(), strict=True)))
+
+
+def _top(edges: Columns, scores: Float[np.ndarray, "edge"]) -> Int[np.ndarray, "_n 2"]:
+    """Positions and features of the sources of largest score."""
+    order = np.argsort(-scores, kind="stable")[:ABLATED]
+    order = order[np.isfinite(scores[order])]
+    return np.stack([edges["source_pos"][order], edges["source_feature"][order]], axis=1)
