@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from jaxcircuits.cli import attribute, convert, evaluate, export, features, generate, info, study, top, train
+from jaxcircuits.cli import attribute, convert, evaluate, export, features, generate, info, study, top, train, validate
 from jaxcircuits.cli.common import Parser
 from jaxcircuits.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0 done, 2 bad input, 130 interrupted, 141 nobody reads on."""
+    """Runs a command; returns its exit code.
+
+    0: done; 1: a validation did not hold; 2: bad input; 130: interrupted; 141: nobody reads on.
+    """
     args = parser().parse_args(argv)
     _cache_compilations()
     try:
-        args.run(args)
+        code = args.run(args)
         sys.stdout.flush()  # here, where a full disk or a closed pipe still gets its answer
     except InputError as error:
         return _fail(str(error))
@@ -29,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def _fail(sentence: str) -> int:
@@ -52,6 +55,6 @@ def parser() -> argparse.ArgumentParser:
     line = Parser(prog="jaxcircuits", description="Which SAE features drive which: exactly, for every active feature.")
     line.add_argument("--version", action="version", version=f"jaxcircuits {version('jaxcircuits')}")
     commands = line.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (attribute, top, study, evaluate, features, generate, convert, export, train, info):
+    for command in (attribute, top, study, evaluate, features, generate, validate, convert, export, train, info):
         command.add(commands)
     return line
