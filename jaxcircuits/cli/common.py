@@ -117,7 +117,7 @@ def read_one(
     from jaxcircuits.bulk import read_prompts
 
     try:
-        read = read_prompts(bundle, texts=None if text is None else [text], ids_file=ids_file, truncate=truncate).ids
+        read = read_prompts(bundle, texts=() if text is None else [text], ids_file=ids_file, truncate=truncate).ids
     except InputError as error:
         raise InputError(f"the study's {what}: {error}") from None
     if len(read) > 1:

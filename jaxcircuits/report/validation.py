@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxcircuits.report.tables import console, print_tables
-from jaxcircuits.validation import Check, Report
+from jaxcircuits.validation import Report
 
 
 def report_json(report: Report) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxcircuits.study import LISTED_SOURCE, PROMPT_SOURCE, PROMPT_TARGET, STORY_SOURCE, STORY_TARGET
-from jaxcircuits.validation.quantities import Values
 from jaxcircuits.validation.reference import OTHER_DEVICE, ROWS, TOLERANCES, Reference, kept, norm
 from jaxcircuits.validation.report import Check
 
@@ -111,9 +110,11 @@ def _check(
         error = error_of(sampled, theirs, unit)
     if whole and about.stride > 1:  # the numbers that were not kept count too
         error = max(error, error_of(np.array(norm(mine)), np.array(about.norm), unit))
-    shown = [f"{float(x):.6g}" if x.size == 1 else _words(x.shape) for x in (np.asarray(theirs), mine)]
-    shown[0] = shown[0] if mine.size == 1 else _words(about.shape)
-    return Check(name, *shown, error, tolerance, error <= tolerance)
+    if mine.size == 1:
+        expected, got = (f"{np.asarray(x).item():.6g}" for x in (theirs, mine))
+    else:
+        expected, got = _words(about.shape), _words(mine.shape)
+    return Check(name, expected, got, error, tolerance, error <= tolerance)
 
 
 def _words(shape: tuple[int, ...]) -> str:
@@ -160,8 +161,8 @@ def _check_order(theirs: np.ndarray, mine: np.ndarray, values: np.ndarray, toler
     if same and not np.array_equal(theirs, mine):
         apart = np.abs(values[theirs] - values[mine]).max()
         same = bool(apart <= border_of(tolerance) * np.abs(values).max())
-    shown = [" ".join(map(str, x.tolist())) for x in (theirs, mine)]
-    return Check("top_neurons", *shown, None, None, same)
+    expected, got = (" ".join(map(str, x.tolist())) for x in (theirs, mine))
+    return Check("top_neurons", expected, got, None, None, same)
 
 
 def tolerance_of(reference: Reference, dtype: str) -> float:
@@ -188,13 +189,3 @@ def merged(checks: Sequence[Check]) -> list[Check]:
         held = f"{len(of_kind) - len(failed)} agree"
         found.append(Check(what, f"{len(of_kind)} arrays", held, worst.error, worst.tolerance, not failed, note))
     return [*found, *(c for c in checks if not c.quantity.startswith(("weights.", "hook.")))]
-
-
-def by_name(values: Sequence[Check]) -> dict[str, float | None]:
-    """Errors by quantity."""
-    return {check.quantity: check.error for check in values}
-
-
-def missing(reference: Reference, ours: Values) -> list[str]:
-    """Quantities of a reference that this package did not compute: none, unless it is of another model."""
-    return [name for name in reference.quantities if name not in ours]

@@ -80,13 +80,13 @@ def hypotheses(setup: Setup) -> Iterator[Hypothesis]:
             continue
         yield Hypothesis(name, "saes", _flip_b_dec(which))
 
+    yield Hypothesis("has the opposite sign: of the activation, not of minus the activation", "study", _other_sign)
     for name, way in (
         ("does not splice the source SAE in on the prompt (nothing, or the target's alone)", Way(splice="none")),
         ("takes gradients before the splice, through the source SAE's encoder", Way(before_splice=True)),
-        ("splices the source SAE in on the story too", Way(story_splice="source")),
+        ("splices the SAEs in on the story too", Way(story_splice="both")),
     ):
         yield Hypothesis(name, "study", _with_way(way))
-    yield Hypothesis("has the opposite sign: of the activation, not of minus the activation", "study", _other_sign)
 
 
 _LEFT_OUT = {

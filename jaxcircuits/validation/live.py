@@ -10,11 +10,11 @@ from jaxcircuits.attribution.problem import Settings, resolve
 from jaxcircuits.bundle import Bundle, shipped_bundle
 from jaxcircuits.corpus import read_corpus
 from jaxcircuits.errors import InputError
+from jaxcircuits.study import NOTEBOOK, Way
 from jaxcircuits.validation.recorded import weight_hashes
 from jaxcircuits.validation.reference import OTHER_DEVICE, TOLERANCES, Reference, make_reference
 from jaxcircuits.validation.torch_model import require_torch, transformer_lens_model
 from jaxcircuits.validation.torch_study import torch_quantities
-
 
 PROMPT = "One day, a little girl named Lily found a red ball."
 STORY_TOKENS = 96
@@ -50,6 +50,7 @@ def record(
     device: str = "cpu",
     keep: int | None = None,
     command: str = "",
+    way: Way = NOTEBOOK,
     **overrides: Any,
 ) -> Reference:
     """Runs the notebook's computation in PyTorch + TransformerLens.
@@ -66,7 +67,8 @@ def record(
         device: PyTorch's word for where to run.
         keep: About how many numbers of each large array are kept; all by default.
         command: What to say that it was made by.
-        overrides: Fields of TransformerLens' config in place of the bundle's: errors planted on purpose.
+        way: What is spliced in; all but the notebook's are errors planted on purpose.
+        overrides: For `transformer_lens_model`: errors planted on purpose.
 
     Raises:
         InputError: torch is not installed, or the SAEs are not on `mlp.hook_post` of adjacent layers.
@@ -79,7 +81,7 @@ def record(
             f"got {pair.problem.source_hook} and {pair.problem.target_hook}; name others."
         )
     model = transformer_lens_model(bundle.cfg, bundle.params, dtype=dtype, device=device, **overrides)
-    values = torch_quantities(model, pair.source, pair.target, prompt, story, feature)
+    values = torch_quantities(model, pair.source, pair.target, prompt, story, feature, way)
     inputs = {
         "prompt": prompt.tolist(),
         "story": story.tolist(),

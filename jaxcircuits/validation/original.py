@@ -135,7 +135,7 @@ def readings(arrays: Mapping[str, np.ndarray], source_feature: int) -> dict[str,
 
 
 def compare_readings(printed: Printed, got: Reading) -> list[Check]:
-    """A check a number: counts and lists equal; rounded ones within half their last decimal and a rounding; else relative."""
+    """A check a number: counts and lists are equal, rounded numbers within half a decimal, others relatively close."""
     checks = []
     for name, expected in printed.numbers.items():
         mine, what = got[name], MEANING[name]
@@ -276,7 +276,7 @@ def _story_ids(bundle: Bundle, text: str | None, file: str | os.PathLike | None)
             "the story is not shipped; give the first of the TinyStories validation split with --story TEXT, or its "
             "token ids with --story-ids FILE."
         )
-    return read_prompts(bundle, texts=None if text is None else [text], ids_file=file).ids[0]
+    return read_prompts(bundle, texts=() if text is None else [text], ids_file=file).ids[0]
 
 
 PLOTTED = ("decoder_grads", "cosine_sims", "active_l0_features", "story_pair_abs_grad", "story_pair_abs_cosine")
@@ -314,8 +314,8 @@ def compare_plotted(
     checks = []
     for name, value in mine.items():
         error = error_of(value, plotted[name])
-        shapes = [" × ".join(map(str, x.shape)) for x in (plotted[name], value)]
-        checks.append(Check(f"array {name}", *shapes, error, tolerance, error <= tolerance))
+        expected, got = (" × ".join(map(str, x.shape)) for x in (plotted[name], value))
+        checks.append(Check(f"array {name}", expected, got, error, tolerance, error <= tolerance))
     theirs, ours = plotted["active_l0_features"].tolist(), arrays["active_source_features"].tolist()
     apart = sorted(set(theirs) ^ set(ours))
     note = f"listed on one side only: {' '.join(map(str, apart))}" if apart else ""

@@ -57,7 +57,7 @@ def setup_of(bundle: Bundle, reference: Reference) -> Setup:
     for name in names:
         if name not in bundle.saes:
             raise InputError(
-                f"the reference is of the SAE {name}, which the bundle lacks; it has {', '.join(bundle.saes) or 'none'}."
+                f"the reference is of the SAE {name}, which the bundle lacks; it has {', '.join(bundle.saes)}."
             )
     ours = weight_hashes(bundle, names) if reference.weights else {}
     for file, expected in reference.weights.items():
@@ -211,8 +211,8 @@ def _check_tokens(bundle: Bundle, reference: Reference) -> list[Check]:
         note = "" if theirs == ours else "the texts are cut into other tokens"
         if theirs == ours[1:]:
             note = "theirs is without BOS"
-        shown = [f"{len(ids)} ids: {' '.join(map(str, ids[:4]))} …" for ids in (theirs, ours)]
-        checks.append(Check(f"tokens of the {what}", *shown, None, None, theirs == ours, note))
+        expected, got = (f"{len(ids)} ids: {' '.join(map(str, ids[:4]))} …" for ids in (theirs, ours))
+        checks.append(Check(f"tokens of the {what}", expected, got, None, None, theirs == ours, note))
     return checks
 
 
@@ -223,6 +223,7 @@ def conditions_of(bundle: Bundle, reference: Reference, dtype: str) -> dict[str,
     window = (
         f"{cfg.window}, shorter than the story" if cfg.window < len(reference.story) else f"{cfg.window}, not reached"
     )
+    versions = ", ".join(f"{name} {version}" for name, version in reference.framework.items())
     return {
         "bundle": str(bundle.path),
         "model": f"{cfg.n_layers} layers, d_model {cfg.d_model}, d_mlp {cfg.d_mlp}, vocabulary {cfg.d_vocab}",
@@ -230,6 +231,6 @@ def conditions_of(bundle: Bundle, reference: Reference, dtype: str) -> dict[str,
         "prompt, story": f"{len(reference.prompt)} and {len(reference.story)} tokens",
         "target feature": reference.inputs["feature"],
         **({"local window": window} if local else {}),
-        "theirs": f"{', '.join(f'{k} {v}' for k, v in reference.framework.items())} on {reference.device}, {reference.dtype}",
+        "theirs": f"{versions} on {reference.device}, {reference.dtype}",
         "ours": f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {dtype}",
     }

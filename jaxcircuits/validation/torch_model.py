@@ -104,7 +104,8 @@ def transformer_lens_model(
     state = torch_state(params, dtype)
     if in_float64:
         missing, unknown = model.load_state_dict(processed_state(state, cfg, steps), strict=False)
-        assert not unknown and all(name.endswith(("attn.mask", "attn.IGNORE")) for name in missing)
+        assert not unknown
+        assert all(name.endswith(("attn.mask", "attn.IGNORE")) for name in missing)
     else:
         model.load_and_process_state_dict(state, **{f: s in steps for s, f in STEP_FLAGS.items()})
     model.set_use_attn_result(attn_result)

@@ -1,11 +1,21 @@
 """The same quantities by PyTorch and TransformerLens, computed the original notebook's way."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxcircuits.sae import SAE
-from jaxcircuits.study import LISTED_SOURCE, NUDGE, PROMPT_SOURCE, PROMPT_TARGET, STORY_SOURCE, STORY_TARGET
+from jaxcircuits.study import (
+    LISTED_SOURCE,
+    NOTEBOOK,
+    NUDGE,
+    PROMPT_SOURCE,
+    PROMPT_TARGET,
+    STORY_SOURCE,
+    STORY_TARGET,
+    Way,
+)
 from jaxcircuits.validation.quantities import Values
 from jaxcircuits.validation.torch_model import (
     TorchSAE,
@@ -19,7 +29,13 @@ from jaxcircuits.validation.torch_model import (
 
 
 def torch_quantities(
-    model: Any, source: SAE, target: SAE, prompt: np.ndarray, story: np.ndarray, feature: int | None = None
+    model: Any,
+    source: SAE,
+    target: SAE,
+    prompt: np.ndarray,
+    story: np.ndarray,
+    feature: int | None = None,
+    way: Way = NOTEBOOK,
 ) -> Values:
     """Every quantity of `quantities.HOW`.
 
@@ -30,6 +46,7 @@ def torch_quantities(
         prompt: Token ids of the short text.
         story: Token ids of the longer one.
         feature: The target feature; by default the strongest at the prompt's last position.
+        way: What is spliced in; all but the notebook's are errors planted on purpose.
     """
     torch, _ = require_torch()
     weights = {
@@ -38,7 +55,7 @@ def torch_quantities(
         if not name.endswith(("attn.mask", "attn.IGNORE"))
     }
     logits, cache = run_with_cache(model, story)
-    losses = -torch.tensor(logits).log_softmax(-1)[range(len(story) - 1), story[1:]].numpy()
+    losses = -torch.tensor(logits).log_softmax(-1).numpy()[range(len(story) - 1), story[1:]]
     # Some versions name the logits as hooks of the unembedding.
     hooks = {f"hook.{name}": value for name, value in cache.items() if not name.startswith("unembed.")}
     return {
@@ -49,19 +66,26 @@ def torch_quantities(
         "loss": losses.mean(),
         "features.source": feature_acts(model, story, source),
         "features.target": feature_acts(model, story, target),
-        **notebook(model, source, target, prompt, story, feature),
+        **notebook(model, source, target, prompt, story, feature, way),
     }
 
 
 def notebook(
-    model: Any, source: SAE, target: SAE, prompt: np.ndarray, story: np.ndarray, feature: int | None = None
+    model: Any,
+    source: SAE,
+    target: SAE,
+    prompt: np.ndarray,
+    story: np.ndarray,
+    feature: int | None = None,
+    way: Way = NOTEBOOK,
 ) -> Values:
     """The notebook's cells: one backward pass a target, of *minus* its activation. Arguments as above."""
     torch, _ = require_torch()
     both, last = [source, target], len(prompt) - 1
-    acts, source_acts = feature_acts(model, prompt, target, spliced=both), feature_acts(model, prompt, source)
+    spliced = both if way.splice == "both" else []
+    acts, source_acts = feature_acts(model, prompt, target, spliced=spliced), feature_acts(model, prompt, source)
     feature = int(acts[last].argmax()) if feature is None else feature
-    (at_hook,) = -hook_gradients(model, prompt, source, target, [(last, feature)], "both")
+    (at_hook,) = -hook_gradients(model, prompt, source, target, [(last, feature)], way.splice)
     W_dec = np.asarray(source.weights.W_dec).astype(at_hook.dtype)
     neurons = hook_value(model, prompt, source.cfg.hook_name)[last]
     out: Values = {
@@ -73,11 +97,11 @@ def notebook(
         "decoder_grads": W_dec @ at_hook[last],
         "active_source_features": np.flatnonzero(source_acts[last] > LISTED_SOURCE),
         "top_neurons": np.argsort(-neurons, kind="stable")[:10],
-        "nudged_act": _nudged(model, source, target, prompt, feature, int(neurons.argmax()), at_hook[last]),
+        "nudged_act": _nudged(model, both, spliced, prompt, feature, int(neurons.argmax()), at_hook[last]),
     }
 
     targets, sources = np.argwhere(acts > PROMPT_TARGET), np.argwhere(source_acts > PROMPT_SOURCE)
-    every = -hook_gradients(model, prompt, source, target, targets, "both")
+    every = -hook_gradients(model, prompt, source, target, targets, way.splice)
     along = np.zeros((len(targets), len(sources)), every.dtype)
     for i, (pos, _) in enumerate(targets):
         for j, (source_pos, s) in enumerate(sources):
@@ -89,17 +113,18 @@ def notebook(
         "prompt_gradients": along,
     }
 
-    spliced = [TorchSAE(sae, str(at_hook.dtype), str(model.cfg.device)) for sae in both]
+    writer, reader = (TorchSAE(sae, str(at_hook.dtype), str(model.cfg.device)) for sae in both)
     layer = int(source.cfg.hook_name.split(".")[1])
-    writes = spliced[0].W_dec @ model.blocks[layer].mlp.W_out
-    reads = model.blocks[layer + 1].mlp.W_in @ spliced[1].W_enc
+    writes = writer.W_dec @ model.blocks[layer].mlp.W_out
+    reads = model.blocks[layer + 1].mlp.W_in @ reader.W_enc
     normalize = torch.nn.functional.normalize
     writes, reads = normalize(writes, dim=1), normalize(reads, dim=0)
     out["cosine_sims"] = (writes @ reads[:, feature]).cpu().numpy()
 
-    acts, source_acts = feature_acts(model, story, target), feature_acts(model, story, source)
+    at_story = both if way.story_splice == "both" else []
+    acts, source_acts = feature_acts(model, story, target, spliced=at_story), feature_acts(model, story, source)
     targets = np.argwhere((acts > STORY_TARGET) & (np.arange(len(story))[:, None] > 0))
-    every = -hook_gradients(model, story, source, target, targets)
+    every = -hook_gradients(model, story, source, target, targets, way.story_splice)
     sources_of = [np.flatnonzero(source_acts[pos] > STORY_SOURCE) for pos, _ in targets]
     pairs = [(*target, s) for target, listed in zip(targets, sources_of, strict=True) for s in listed]
     pairs = np.array(pairs, np.int64).reshape(-1, 3)
@@ -113,11 +138,18 @@ def notebook(
 
 
 def _nudged(
-    model: Any, source: SAE, target: SAE, prompt: np.ndarray, feature: int, neuron: int, gradient: np.ndarray
+    model: Any,
+    both: Sequence[SAE],
+    spliced: Sequence[SAE],
+    prompt: np.ndarray,
+    feature: int,
+    neuron: int,
+    gradient: np.ndarray,
 ) -> np.ndarray:
     """The target's activation at the last position after the neuron moved against the gradient, before the splice."""
     torch, _ = require_torch()
-    spliced = [TorchSAE(sae, str(gradient.dtype), str(model.cfg.device)) for sae in (source, target)]
+    in_torch = {sae.cfg.hook_name: TorchSAE(sae, str(gradient.dtype), str(model.cfg.device)) for sae in both}
+    (source, _), (target, reader) = in_torch.items()
     seen: list[Any] = []
 
     def nudge(value: Any, hook: Any) -> Any:
@@ -126,9 +158,9 @@ def _nudged(
         return value
 
     def read(value: Any, hook: Any) -> None:
-        seen.append(spliced[1].encode(value[0, -1])[feature].cpu().numpy())
+        seen.append(reader.encode(value[0, -1])[feature].cpu().numpy())
 
-    hooks = [(source.cfg.hook_name, nudge), (target.cfg.hook_name, read), *splice_hooks(spliced)]
+    hooks = [(source, nudge), (target, read), *splice_hooks([in_torch[sae.cfg.hook_name] for sae in spliced])]
     ids = torch.tensor(np.asarray(prompt), dtype=torch.long, device=model.cfg.device)
     model.run_with_hooks(ids[None], return_type=None, fwd_hooks=hooks)
     return seen[0]
