@@ -111,7 +111,6 @@ def run_study(
     source: str | None = None,
     target: str | None = None,
     seed: int = 0,
-    way: Way = NOTEBOOK,
 ) -> Study:
     """Computes every quantity of the notebook.
 
@@ -123,12 +122,41 @@ def run_study(
         source: Name of the source SAE.
         target: Name of the target SAE.
         seed: Of the bootstrap intervals.
-        way: How; anything but the default is not the notebook, and only `validation` asks for it.
 
     Raises:
         InputError: The SAEs are not on adjacent MLPs, the feature does not exist, or the seed is out of range.
     """
     check_seed(seed)
+    arrays, facts, prompt_cosines = study_arrays(bundle, prompt, story, feature=feature, source=source, target=target)
+    targets, sources, active = (arrays[n] for n in ("prompt_targets", "prompt_sources", "active_source_features"))
+    cosines, along_decoder, pairs = arrays["cosine_sims"], -arrays["decoder_grads"], -arrays["prompt_gradients"]
+    same = targets[:, None, 0] == sources[None, :, 0]
+    check = partial(agreement, seed=seed)
+    agreements = {
+        "all source features": check(cosines, along_decoder),
+        "active source features": check(cosines[active], along_decoder[active]),
+        "prompt pairs, same position": check(
+            prompt_cosines[same], pairs[same], clusters=np.broadcast_to(sources[None, :, 0], same.shape)[same]
+        ),
+        "story pairs": check(arrays["story_cosines"], -arrays["story_gradients"], clusters=arrays["story_pairs"][:, 0]),
+    }
+    return Study(arrays, facts, agreements)
+
+
+def study_arrays(
+    bundle: Bundle,
+    prompt: Int[np.ndarray, "pos"],
+    story: Int[np.ndarray, "story_pos"],
+    *,
+    feature: int | None = None,
+    source: str | None = None,
+    target: str | None = None,
+    way: Way = NOTEBOOK,
+) -> tuple[dict[str, np.ndarray], dict[str, Any], Float[np.ndarray, "target source"]]:
+    """`arrays` and `facts` of a `Study`, and the cosine of each prompt target with each source, whatever its position.
+
+    Arguments and errors are those of `run_study`; a `way` other than the default is not the notebook's.
+    """
     both = resolve(bundle, Settings(source=source, target=target, splice=way.splice))
     problem = both.problem
     if not problem.adjacent_mlps or both.source.cfg.transcodes:
@@ -186,19 +214,9 @@ def run_study(
         "story_gradients": -story_edges["gradient"],
         "story_cosines": story_edges["cosine_similarity"],
     }
-    same = targets[:, None, 0] == sources[None, :, 0]
-    prompt_cosines = (
-        np.stack([_cosines(tables, int(f))[sources[:, 1]] for f in targets[:, 1]]) if len(targets) else same * 0.0
-    )
-    check = partial(agreement, seed=seed)
-    agreements = {
-        "all source features": check(cosines, along_decoder),
-        "active source features": check(cosines[active], along_decoder[active]),
-        "prompt pairs, same position": check(
-            prompt_cosines[same], pairs[same], clusters=np.broadcast_to(sources[None, :, 0], same.shape)[same]
-        ),
-        "story pairs": check(arrays["story_cosines"], -arrays["story_gradients"], clusters=arrays["story_pairs"][:, 0]),
-    }
+    prompt_cosines = np.zeros((len(targets), len(sources)))
+    for i, (_, f) in enumerate(targets):
+        prompt_cosines[i] = _cosines(tables, int(f))[sources[:, 1]]
     facts = {
         "source_sae": both.source_name,
         "target_sae": both.target_name,
@@ -212,7 +230,7 @@ def run_study(
         "prompt_sources": len(sources),
         "story_pairs": len(arrays["story_pairs"]),
     }
-    return Study(arrays, facts, agreements)
+    return arrays, facts, prompt_cosines
 
 
 def _gradients(

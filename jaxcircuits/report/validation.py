@@ -61,14 +61,17 @@ def checks_table(report: Report) -> Table:
 def verdict(report: Report) -> str:
     """One sentence: whether everything held, or what did not and why."""
     total = len(report.checks)
+    said = f"{report.findings['verdict']} " if "verdict" in report.findings else ""
     if report.ok:
-        return f"All {total} checks held."
+        return f"{said}All {total} checks held."
     failed = report.failed
     if not failed:
         return "Nothing was checked."
     causes = report.findings.get("causes") or []
     why = "".join(f" It agrees if theirs {cause}." for cause in causes)
-    return f"{len(failed)} of {total} checks FAILED: {', '.join(c.quantity for c in failed)}.{why}"
+    names = [check.quantity for check in failed]
+    listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{said}{len(failed)} of {total} checks FAILED: {listed}.{why}"
 
 
 def _number(value: float | None) -> str:

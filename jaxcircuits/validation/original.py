@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxcircuits.bundle import Bundle, load_bundle
 from jaxcircuits.errors import InputError
-from jaxcircuits.study import run_study
+from jaxcircuits.study import study_arrays
 from jaxcircuits.validation.compare import error_of
 from jaxcircuits.validation.reference import OTHER_DEVICE
 from jaxcircuits.validation.report import Check, Report
@@ -252,10 +252,10 @@ def validate_study(
                 cut == list(printed.prompt),
             )
         )
-    study = run_study(loaded, np.array(printed.prompt, np.int32), ids, feature=printed.feature)
-    checks += compare_readings(printed, readings(study.arrays, printed.source_feature))
+    computed, _, _ = study_arrays(loaded, np.array(printed.prompt, np.int32), ids, feature=printed.feature)
+    checks += compare_readings(printed, readings(computed, printed.source_feature))
     if plotted is not None:
-        checks += compare_plotted(plotted, study.arrays, printed.tolerance)
+        checks += compare_plotted(plotted, computed, printed.tolerance)
     conditions = {
         "bundle": str(loaded.path),
         "expected": "what the original notebook printed: float32 on CUDA, PyTorch and TransformerLens",

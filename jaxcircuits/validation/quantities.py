@@ -14,7 +14,7 @@ from jaxcircuits.bundle import Bundle
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.model import Edits, forward, hook_names, process_weights
 from jaxcircuits.sae import SAE, encode, reconstruct
-from jaxcircuits.study import NOTEBOOK, Way, run_study
+from jaxcircuits.study import NOTEBOOK, Way, study_arrays
 from jaxcircuits.types import ModelWeights, named_weights
 
 GROUPS = ("weights", "model", "saes", "study")
@@ -122,7 +122,7 @@ def _study(setup: Setup) -> Values:
     edits = {hooks[0]: reconstruct(source, arriving)} if setup.way.splice in ("source", "both") else None
     _, acts = forward(setup.params, setup.cfg, prompt, taps=hooks[1:], edits=edits, logits_at=None)
     names = list(setup.saes)
-    study = run_study(
+    arrays, _, _ = study_arrays(
         Bundle(setup.cfg, setup.params, setup.saes),
         setup.prompt,
         setup.story,
@@ -131,7 +131,7 @@ def _study(setup: Setup) -> Values:
         target=names[1],
         way=setup.way,
     )
-    found = {name: study.arrays[name] for name in HOW if name in study.arrays}
+    found = {name: arrays[name] for name in HOW if name in arrays}
     found |= {
         "prompt_source_acts": np.asarray(encode(source, arriving)),
         "prompt_target_acts": np.asarray(encode(target, acts[hooks[1]])),

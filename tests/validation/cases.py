@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxcircuits.bundle import save_bundle
-from jaxcircuits.sae import SAE
-from tests.helpers import random_params, random_tokens, tiny_config, tiny_saes, tiny_tokenizer
+from tests.helpers import loud_saes, random_params, random_tokens, tiny_config, tiny_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "global then local": {},
@@ -19,11 +18,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 def write_bundle(path: Path, **overrides: Any) -> Path:
     """A random bundle whose SAEs have activations on both sides of the notebook's thresholds."""
     cfg = tiny_config(**({"d_mlp": 40} | overrides))
-    saes = {}
-    for name, sae in tiny_saes(cfg, d_sae=60).items():
-        weights = sae.weights._replace(W_enc=3 * sae.weights.W_enc, W_dec=0.4 * sae.weights.W_dec)
-        saes[name] = SAE(weights, sae.cfg)
-    save_bundle(path, cfg, random_params(cfg), saes, tiny_tokenizer(cfg), source={"source": "random numbers"})
+    save_bundle(path, cfg, random_params(cfg), loud_saes(cfg), tiny_tokenizer(cfg), source={"source": "random numbers"})
     return path
 
 
