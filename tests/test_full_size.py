@@ -67,7 +67,7 @@ def test_autoencoders(bundle: Bundle, model: Any) -> None:
 
 
 def test_structured_is_the_study_s_reference(bundle: Bundle) -> None:
-    """The study's gradients are the definition's; the structured method gives the same. Against PyTorch: `validation`."""
+    """The study takes the definition's gradients; that they are PyTorch's is tested in `validation`."""
     prompt, story = (np.asarray(random_tokens(CFG, n, seed=n)) for n in (10, 24))
     study = run_study(bundle, prompt, story)
     assert 500 < len(study.arrays["story_pairs"]) < 100_000

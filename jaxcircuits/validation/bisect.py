@@ -112,8 +112,8 @@ def _verdict(
     references: Mapping[str, Reference],
 ) -> str:
     if first is not None:
-        before = checks[: checks.index(first)]
-        agree = f"{len(before)} hook points before it agree" if before else "it is the first of all"
+        before = next(i for i, check in enumerate(checks) if not check.ok)
+        agree = f"the {before} before it agree" if before else "it is the first of all"
         kind = "a bug" if "float64" in references else "more than rounding"
         return f"They part at {first.quantity}: {kind} ({agree})."
     where = "float64" if "float64" in references else "float32"

@@ -114,11 +114,8 @@ def test_each_number_is_compared(what: str, printed: Printed, theirs: dict[str, 
 def test_the_original_s_numbers_and_conditions() -> None:
     assert ORIGINAL.tolerance == OTHER_DEVICE == 5e-4
     assert ORIGINAL.numbers["positions"] == len(ORIGINAL.prompt) == 10
-    assert ORIGINAL.numbers["hook_gradients_shape"] == [
-        ORIGINAL.numbers["prompt_targets"],
-        10,
-        ORIGINAL.saes[0]["d_in"],
-    ]
+    shape = [ORIGINAL.numbers["prompt_targets"], len(ORIGINAL.prompt), ORIGINAL.saes[0]["d_in"]]
+    assert ORIGINAL.numbers["hook_gradients_shape"] == shape
     assert len(ORIGINAL.numbers["top_neurons"]) == 10
 
 
@@ -136,8 +133,8 @@ def test_another_story_is_refused(path: Path, printed: Printed, tmp_path: Path) 
         check_story(story[1:], printed)
     with pytest.raises(InputError, match="the story is not shipped"):
         validate_study(path, printed=printed)
+    saes = [dict(printed.saes[0]) | {"d_sae": 61}, printed.saes[1]]
     with pytest.raises(InputError, match=r"d_sae of the SAE on blocks\.0\.mlp\.hook_post is 60, expected 61"):
-        saes = [dict(printed.saes[0]) | {"d_sae": 61}, printed.saes[1]]
         validate_study(path, story="w1", printed=replace(printed, saes=saes))
     (tmp_path / "bad.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"--reference: .*bad\.npz is no \.npz with decoder_grads"):
