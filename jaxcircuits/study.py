@@ -4,6 +4,7 @@ Source: the PyTorch notebook on TinyStories-2Layers-33M. It differentiates *minu
 `*_grads` and `*_gradients` here carry that sign, everything printed about agreement the derivative's own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from jaxcircuits.attribution.tables import Tables
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.config import check_seed
 from jaxcircuits.errors import InputError
-from jaxcircuits.sae import SAE, encode
+from jaxcircuits.sae import SAE, encode, reconstruct
 from jaxcircuits.statistics import Agreement, agreement
 
 NUDGE = 0.05
@@ -28,6 +29,25 @@ LISTED_SOURCE = 0.1  # thresholds of the notebook's cells, all strict
 PROMPT_TARGET, PROMPT_SOURCE = 2.0, 1.0
 STORY_TARGET, STORY_SOURCE = 1.0, 1.0
 CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the numbers are made; the defaults are the notebook's, all else is what a port may get wrong.
+
+    Attributes:
+        splice: What is spliced in while the prompt is read.
+        story_splice: What is while the story is.
+        before_splice: Whether derivatives are with respect to the value that arrives at the source hook, through its
+            SAE, in place of the reconstruction that leaves it.
+    """
+
+    splice: str = "both"
+    story_splice: str = "none"
+    before_splice: bool = False
+
+
+NOTEBOOK = Way()
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,37 @@ def run_study(
         InputError: The SAEs are not on adjacent MLPs, the feature does not exist, or the seed is out of range.
     """
     check_seed(seed)
-    both = resolve(bundle, Settings(source=source, target=target, splice="both"))
+    arrays, facts, prompt_cosines = study_arrays(bundle, prompt, story, feature=feature, source=source, target=target)
+    targets, sources, active = (arrays[n] for n in ("prompt_targets", "prompt_sources", "active_source_features"))
+    cosines, along_decoder, pairs = arrays["cosine_sims"], -arrays["decoder_grads"], -arrays["prompt_gradients"]
+    same = targets[:, None, 0] == sources[None, :, 0]
+    check = partial(agreement, seed=seed)
+    agreements = {
+        "all source features": check(cosines, along_decoder),
+        "active source features": check(cosines[active], along_decoder[active]),
+        "prompt pairs, same position": check(
+            prompt_cosines[same], pairs[same], clusters=np.broadcast_to(sources[None, :, 0], same.shape)[same]
+        ),
+        "story pairs": check(arrays["story_cosines"], -arrays["story_gradients"], clusters=arrays["story_pairs"][:, 0]),
+    }
+    return Study(arrays, facts, agreements)
+
+
+def study_arrays(
+    bundle: Bundle,
+    prompt: Int[np.ndarray, "pos"],
+    story: Int[np.ndarray, "story_pos"],
+    *,
+    feature: int | None = None,
+    source: str | None = None,
+    target: str | None = None,
+    way: Way = NOTEBOOK,
+) -> tuple[dict[str, np.ndarray], dict[str, Any], Float[np.ndarray, "target source"]]:
+    """`arrays` and `facts` of a `Study`, and the cosine of each prompt target with each source, whatever its position.
+
+    Arguments and errors are those of `run_study`; a `way` other than the default is not the notebook's.
+    """
+    both = resolve(bundle, Settings(source=source, target=target, splice=way.splice))
     problem = both.problem
     if not problem.adjacent_mlps or both.source.cfg.transcodes:
         raise InputError(
@@ -128,7 +178,8 @@ def run_study(
         if not 0 <= feature < both.target.cfg.d_sae:
             raise InputError(f"the target SAE has features 0..{both.target.cfg.d_sae - 1}, got {feature}.")
 
-        gradients = partial(_gradients, bundle, both.target, problem, tokens, h)
+        at_splice = partial(_gradients, bundle, both.target, problem, tokens, h)
+        gradients = partial(_through_source, both.source, arriving, at_splice) if way.before_splice else at_splice
         derivative = gradients(np.array([[last, feature]]))[0]  # of the activation itself: [pos, d_in]
         along_decoder = np.asarray(tables.directions @ derivative[last])
         cosines = _cosines(tables, feature)
@@ -142,7 +193,7 @@ def run_study(
         sources = np.argwhere(source_acts > PROMPT_SOURCE)
         at_hook = gradients(targets)
         pairs = _along_sources(at_hook, np.asarray(tables.directions), targets, sources)
-        story_edges = _story(bundle, story, source, target)
+        story_edges = _story(bundle, story, source, target, way.story_splice)
 
     active = np.flatnonzero(source_acts[last] > LISTED_SOURCE)
     arrays = {
@@ -163,19 +214,9 @@ def run_study(
         "story_gradients": -story_edges["gradient"],
         "story_cosines": story_edges["cosine_similarity"],
     }
-    same = targets[:, None, 0] == sources[None, :, 0]
-    prompt_cosines = (
-        np.stack([_cosines(tables, int(f))[sources[:, 1]] for f in targets[:, 1]]) if len(targets) else same * 0.0
-    )
-    check = partial(agreement, seed=seed)
-    agreements = {
-        "all source features": check(cosines, along_decoder),
-        "active source features": check(cosines[active], along_decoder[active]),
-        "prompt pairs, same position": check(
-            prompt_cosines[same], pairs[same], clusters=np.broadcast_to(sources[None, :, 0], same.shape)[same]
-        ),
-        "story pairs": check(arrays["story_cosines"], -arrays["story_gradients"], clusters=arrays["story_pairs"][:, 0]),
-    }
+    prompt_cosines = np.zeros((len(targets), len(sources)))
+    for i, (_, f) in enumerate(targets):
+        prompt_cosines[i] = _cosines(tables, int(f))[sources[:, 1]]
     facts = {
         "source_sae": both.source_name,
         "target_sae": both.target_name,
@@ -189,7 +230,7 @@ def run_study(
         "prompt_sources": len(sources),
         "story_pairs": len(arrays["story_pairs"]),
     }
-    return Study(arrays, facts, agreements)
+    return arrays, facts, prompt_cosines
 
 
 def _gradients(
@@ -209,6 +250,15 @@ def _gradients(
         at, features = jnp.asarray(part.T)
         found[start : start + n] = hook_gradients(bundle.params, target, tokens, h, at, features, problem=problem)[:n]
     return found
+
+
+def _through_source(
+    source: SAE, arriving: Float[Array, "pos d_in"], gradients: Callable[[np.ndarray], np.ndarray], targets: np.ndarray
+) -> Float[np.ndarray, "target pos d_in"]:
+    """Derivatives with respect to what the source SAE reconstructs, in place of its reconstruction."""
+    _, pull = jax.vjp(partial(reconstruct, source), arriving)
+    found = [np.asarray(pull(jnp.asarray(g))[0]) for g in gradients(targets)]
+    return np.stack(found) if found else np.zeros((0, *arriving.shape), arriving.dtype)
 
 
 def _along_sources(
@@ -233,9 +283,16 @@ def _cosines(tables: Tables, feature: int) -> Float[np.ndarray, "d_sae"]:
     return np.asarray(tables.writes @ products.reads[feature]) / np.where(norms > 0, norms, 1)
 
 
-def _story(bundle: Bundle, story: np.ndarray, source: str | None, target: str | None) -> dict[str, np.ndarray]:
-    """Same-position edges of the story, nothing spliced, BOS left out."""
+def _story(
+    bundle: Bundle, story: np.ndarray, source: str | None, target: str | None, splice: str
+) -> dict[str, np.ndarray]:
+    """Same-position edges of the story, BOS left out."""
     settings = Settings(
-        source=source, target=target, source_threshold=STORY_SOURCE, target_threshold=STORY_TARGET, method="reference"
+        source=source,
+        target=target,
+        source_threshold=STORY_SOURCE,
+        target_threshold=STORY_TARGET,
+        method="reference",
+        splice=splice,
     )
     return Engine(bundle, settings).run([(0, story)])[0]

@@ -4,7 +4,7 @@ NamedTuples, because they are pytrees that carry annotations without checks in t
 (JAX fills trees with things that are not arrays: `eval_shape`, shardings, `vmap` axes).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
@@ -70,3 +70,16 @@ class SAEWeights(NamedTuple):
     b_dec: Float[Array, "d_out"]
     threshold: Float[Array, "d_sae"] | None = None  # of a JumpReLU
     W_skip: Float[Array, "d_in d_out"] | None = None  # of a transcoder with a linear path beside its features
+
+
+def named_weights(params: ModelWeights) -> dict[str, Any]:
+    """Every array of a weight tree by TransformerLens' name, in the order the forward pass uses them."""
+    named: dict[str, Any] = {"embed.W_E": params.W_E, "pos_embed.W_pos": params.W_pos}
+    parts: dict[str, Any] = {
+        f"blocks.{layer}.{part}": weights
+        for layer, block in enumerate(params.blocks)
+        for part, weights in block._asdict().items()
+    }
+    for part, weights in (parts | {"ln_final": params.ln_final}).items():
+        named |= {} if weights is None else {f"{part}.{name}": w for name, w in weights._asdict().items()}
+    return named | {"unembed.W_U": params.W_U, "unembed.b_U": params.b_U}

@@ -169,6 +169,15 @@ def tiny_saes(cfg: ModelConfig, dtype: Any = jnp.float32, seed: int = 0, d_sae: 
     return {hook: tiny_sae(cfg, hook, d_sae + 2 * layer, seed, dtype) for layer, hook in enumerate(hooks)}
 
 
+def loud_saes(cfg: ModelConfig) -> dict[str, SAE]:
+    """Wider ones, with activations on both sides of the original notebook's thresholds."""
+    saes = {}
+    for name, sae in tiny_saes(cfg, d_sae=60).items():
+        weights = sae.weights._replace(W_enc=3 * sae.weights.W_enc, W_dec=0.4 * sae.weights.W_dec)
+        saes[name] = SAE(weights, sae.cfg)
+    return saes
+
+
 def tiny_tokenizer(cfg: ModelConfig) -> Tokenizer:
     """One token a word: `w1 w2 …` are the ids 1, 2, …; id 0 is `<|endoftext|>`."""
     vocab = {"<|endoftext|>": 0} | {f"w{i}": i for i in range(1, cfg.d_vocab)}

@@ -10,11 +10,9 @@ from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.bundle import shipped_bundle
 from jaxcircuits.model import forward, hook_names
 from jaxcircuits.sae import encode, reconstruct
-from jaxcircuits.study import run_study
 from tests.attribution.cases import assert_same_edges
 from tests.helpers import assert_close
 from tests.oracle import TorchSAE, oracle_cache, oracle_feature_acts, oracle_gradients, transformer_lens_model
-from tests.test_study import assert_same_study, oracle_study
 
 pytestmark = pytest.mark.torch
 
@@ -77,11 +75,3 @@ def test_edges(method: str, splice: str, bundle, story, model) -> None:
     expected["source_act"] = source_acts[at]
     expected["attribution"] = expected["gradient"] * expected["source_act"]
     assert_same_edges(edges, expected, "oracle", ("gradient", "attribution", "source_act"))
-
-
-def test_every_quantity_of_the_study(bundle, story, model) -> None:
-    prompt = bundle.tokenize("One day, a little girl named Lily found a red ball. She was very")
-    study = run_study(bundle, prompt, story)
-    assert len(study.arrays["prompt_targets"]) > 10
-    assert len(study.arrays["story_pairs"]) > 500
-    assert_same_study(study, oracle_study(model, bundle, prompt, story, int(study.arrays["feature"])))

@@ -5,7 +5,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from jaxcircuits.errors import InputError
+
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxcircuits.bundle import Bundle
     from jaxcircuits.evaluation import BOS
 
@@ -100,6 +104,25 @@ def read_source(bundle: "Bundle", args: argparse.Namespace) -> "tuple[Iterable[s
             bundle.tokenize(text)  # an empty one is refused
         return list(args.prompt), None
     return CorpusFile(args.corpus or shipped_bundle() / "stories.txt"), None
+
+
+def read_one(
+    bundle: "Bundle", what: str, text: str | None, ids_file: str | None, truncate: bool = False
+) -> "np.ndarray":
+    """Token ids of one text, or of a file that holds one list of them.
+
+    Raises:
+        InputError: They cannot be read, or are several; the sentence begins with `what`.
+    """
+    from jaxcircuits.bulk import read_prompts
+
+    try:
+        read = read_prompts(bundle, texts=() if text is None else [text], ids_file=ids_file, truncate=truncate).ids
+    except InputError as error:
+        raise InputError(f"the study's {what}: {error}") from None
+    if len(read) > 1:
+        raise InputError(f"{ids_file}: the study takes one {what}, got {len(read)} lists of token ids.")
+    return read[0]
 
 
 def count(text: str) -> int:

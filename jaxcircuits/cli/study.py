@@ -3,8 +3,7 @@
 import argparse
 from typing import Any
 
-from jaxcircuits.cli.common import add_command, common_options, end_options, named, warn
-from jaxcircuits.errors import InputError
+from jaxcircuits.cli.common import add_command, common_options, end_options, named, read_one, warn
 
 PROMPT = "Once upon a time, there was a little girl named Lily. She was about"
 
@@ -40,7 +39,6 @@ jaxcircuits study --prompt-ids prompt.json --story-ids story.json --out runs/ids
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
-    from jaxcircuits.bulk import read_prompts
     from jaxcircuits.bundle import load_bundle, shipped_bundle
     from jaxcircuits.corpus import read_corpus
     from jaxcircuits.files import STUDY, check_free
@@ -53,17 +51,11 @@ def run(args: argparse.Namespace) -> None:
     story = args.story
     if story is None and args.story_ids is None:
         story = next(read_corpus(shipped_bundle() / "stories.txt"))
-    tokens = []
-    for what, text, ids in (("prompt", args.prompt, args.prompt_ids), ("story", story, args.story_ids)):
-        try:
-            read = read_prompts(
-                bundle, texts=[PROMPT if text is None else text], ids_file=ids, truncate=args.truncate
-            ).ids
-        except InputError as error:
-            raise InputError(f"the study's {what}: {error}") from None
-        if len(read) > 1:
-            raise InputError(f"{ids}: the study takes one {what}, got {len(read)} lists of token ids.")
-        tokens.append(read[0])
+    prompt = PROMPT if args.prompt is None and args.prompt_ids is None else args.prompt
+    tokens = [
+        read_one(bundle, "prompt", prompt, args.prompt_ids, args.truncate),
+        read_one(bundle, "story", story, args.story_ids, args.truncate),
+    ]
     study = run_study(
         bundle, *tokens, feature=args.feature, source=args.source_sae, target=args.target_sae, seed=args.seed
     )
