@@ -86,14 +86,19 @@ def path_edits(
         for name in inside:
             post = name.removesuffix("hook_pre") + "hook_post"
             if name.endswith(".mlp.hook_pre") and post in inside:
-                edits[name], edits[post] = _linear_gelu(gelu, scales)
+                edits[name], edits[post] = linear_gelu(gelu, None if scales is None else scales.gelu_constant)
     for name in held:
         edits[name] = lambda value: (1 if scales is None else scales.held) * jax.lax.stop_gradient(value)
     return edits
 
 
-def _linear_gelu(kind: str, scales: Scales | None) -> tuple[Edit, Edit]:
-    """Edits of an MLP's `hook_pre` and `hook_post`: the first remembers, within one trace, what the second needs."""
+def linear_gelu(kind: str, factor: Array | None) -> tuple[Edit, Edit]:
+    """Edits of an MLP's `hook_pre` and `hook_post`: the first remembers, within one trace, what the second needs.
+
+    Args:
+        kind: As of `gelu_line`.
+        factor: Of the line's constant, all one, for derivatives with respect to it; `None` for none.
+    """
     seen: list[Array] = []
 
     def before(u: Array) -> Array:
@@ -103,7 +108,7 @@ def _linear_gelu(kind: str, scales: Scales | None) -> tuple[Edit, Edit]:
     def after(value: Array) -> Array:
         u = seen.pop()
         slope, constant = jax.lax.stop_gradient(gelu_line(u, kind))
-        return slope * u + (constant if scales is None else scales.gelu_constant * constant)
+        return slope * u + (constant if factor is None else factor * constant)
 
     return before, after
 

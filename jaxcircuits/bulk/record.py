@@ -83,7 +83,7 @@ def first_record(
         "kept": kept.names,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "device": {"platform": device.platform, "kind": device.device_kind, "mesh": shape_of(engine.mesh)},
-        "bundle": {"path": None if bundle.path is None else str(bundle.path), "sha256": _hashes(bundle)},
+        "bundle": {"path": None if bundle.path is None else str(bundle.path), "sha256": weight_hashes(bundle)},
         "inputs": prompts.description(),
         "prompts": None,
         "plan": None,
@@ -93,7 +93,7 @@ def first_record(
     return json.loads(json.dumps(record))
 
 
-def _hashes(bundle: Bundle) -> dict[str, str]:
+def weight_hashes(bundle: Bundle) -> dict[str, str]:
     """Of the bundle's files; of the arrays, where it comes from none."""
     if "sha256" in bundle.manifest:
         return dict(bundle.manifest["sha256"])
