@@ -2,6 +2,22 @@
 
 from jaxcircuits.graph.build import build_graph
 from jaxcircuits.graph.graph import KINDS, LEAVES, PARTS, Graph, Nodes
+from jaxcircuits.graph.influence import Scores, edge_influence, effect, influence, scores
+from jaxcircuits.graph.prune import prune
 from jaxcircuits.graph.settings import GraphSettings
 
-__all__ = ["KINDS", "LEAVES", "PARTS", "Graph", "GraphSettings", "Nodes", "build_graph"]
+__all__ = [
+    "KINDS",
+    "LEAVES",
+    "PARTS",
+    "Graph",
+    "GraphSettings",
+    "Nodes",
+    "Scores",
+    "build_graph",
+    "edge_influence",
+    "effect",
+    "influence",
+    "prune",
+    "scores",
+]

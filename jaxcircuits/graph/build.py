@@ -32,8 +32,11 @@ from jaxcircuits.model import hook_names
 from jaxcircuits.progress import progress
 from jaxcircuits.sae import SAE
 
+CHUNK = 128
+"""Targets whose derivatives are computed together, at most; the same for all prompts, so that programs are few."""
+
 CHUNK_NUMBERS = 2**25
-"""Numbers that the derivatives of one chunk of targets may take, roughly."""
+"""Numbers that these derivatives may take, roughly."""
 
 
 def build_graph(bundle: Bundle, prompt: Prompt, *, quiet: bool = True, **settings: Any) -> Graph:
@@ -125,7 +128,9 @@ class Prepared:
                 yield first, *self._derived(features, len(pos))
                 first += len(pos)
 
-        directions = jnp.asarray(self.logit_targets.directions, self.params.W_U.dtype)
+        wanted = self.logit_targets.directions
+        filled = np.pad(wanted, ((0, bucket(len(wanted)) - len(wanted)), (0, 0)))
+        directions = jnp.asarray(filled, self.params.W_U.dtype)
 
         def logits(wiring: Wiring, factors: Factors):
             values, found = logit_edges(
@@ -133,7 +138,7 @@ class Prepared:
             )
             return np.asarray(values), found
 
-        yield first, *self._derived(logits, len(directions))
+        yield first, *self._derived(logits, len(wanted))
 
     def _derived(self, derive: Derive, n: int):
         values, baselines, rows, parts = derived(derive, self.wiring, self.factors, self.settings)
@@ -141,11 +146,10 @@ class Prepared:
 
     def _chunk(self) -> int:
         """Targets at once: one program for all chunks, whose derivatives fit into memory."""
-        most = max((len(slots.pos) for slots in self.slots), default=1)
         cfg = self.wiring.cfg
         numbers = len(self.tokens) * (cfg.d_mlp + 4 * cfg.d_model) * 2 + sum(s.feature.size for s in self.slots)
         fits = max(4, CHUNK_NUMBERS // numbers)
-        return min(bucket(max(most, 1)), 1 << (fits.bit_length() - 1))
+        return min(CHUNK, 1 << (fits.bit_length() - 1))
 
     def description(self, bundle: Bundle) -> dict[str, Any]:
         """What was asked and used."""
