@@ -87,7 +87,7 @@ def first_record(
         "kept": kept.names,
         **here,
         "device": here["device"] | {"mesh": shape_of(engine.mesh)},
-        "bundle": {"path": None if bundle.path is None else str(bundle.path), "sha256": _hashes(bundle)},
+        "bundle": {"path": None if bundle.path is None else str(bundle.path), "sha256": weight_hashes(bundle)},
         "inputs": prompts.description(),
         "prompts": None,
         "plan": None,
@@ -108,7 +108,7 @@ def versions_here() -> dict[str, dict[str, Any]]:
     }
 
 
-def _hashes(bundle: Bundle) -> dict[str, str]:
+def weight_hashes(bundle: Bundle) -> dict[str, str]:
     """Of the bundle's files; of the arrays, where it comes from none."""
     if "sha256" in bundle.manifest:
         return dict(bundle.manifest["sha256"])

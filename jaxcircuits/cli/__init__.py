@@ -14,6 +14,7 @@ from jaxcircuits.cli import (
     export,
     features,
     generate,
+    graph,
     info,
     study,
     top,
@@ -66,6 +67,6 @@ def parser() -> argparse.ArgumentParser:
     line = Parser(prog="jaxcircuits", description="Which SAE features drive which: exactly, for every active feature.")
     line.add_argument("--version", action="version", version=f"jaxcircuits {version('jaxcircuits')}")
     commands = line.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (attribute, top, study, validate, evaluate, features, generate, convert, export, train, info):
+    for command in (attribute, graph, top, study, validate, evaluate, features, generate, convert, export, train, info):
         command.add(commands)
     return line

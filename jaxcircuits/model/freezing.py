@@ -73,7 +73,7 @@ def freeze_edits(
 
     edits = {name: held(name) for name in frozen_hooks(names, set(freeze) - {"gelu"})}
     for pre, post in _gelus(names).items() if "gelu" in freeze else ():
-        edits[pre], edits[post] = _linear_gelu(gelu, None if at is None else at[pre], constant_scale)
+        edits[pre], edits[post] = linear_gelu(gelu, constant_scale, None if at is None else at[pre])
     return edits
 
 
@@ -83,7 +83,7 @@ def _gelus(names: Sequence[str]) -> dict[str, str]:
     return {pre: post for pre, post in behind.items() if post in names}
 
 
-def _linear_gelu(kind: str | None, at: Array | None, constant_scale: Array | float) -> tuple[Edit, Edit]:
+def linear_gelu(kind: str | None, constant_scale: Array | float = 1.0, at: Array | None = None) -> tuple[Edit, Edit]:
     """Edits of an MLP's `hook_pre` and `hook_post`: the first remembers, within one trace, what the second needs."""
     seen: list[Array] = []
 

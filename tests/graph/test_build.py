@@ -1,0 +1,296 @@
+"""The edges of a graph: complete, equal to what others compute, and true of the model."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcircuits.attribution import attribute
+from jaxcircuits.bundle import Bundle
+from jaxcircuits.errors import InputError
+from jaxcircuits.graph import Graph, build_graph
+from jaxcircuits.model import forward, hook_names, side_by_side
+from jaxcircuits.model.freezing import gelu_line
+from jaxcircuits.sae import pre_activations
+from tests.graph.cases import BUNDLES, MLP0, MLP1, mixed, plain, prompt_of, sums
+from tests.graph.independent import Detached
+from tests.helpers import TOLERANCES
+
+TOLERANCE = TOLERANCES["methods"]["float64"]
+
+
+@pytest.fixture(scope="module", params=list(BUNDLES))
+def case(request: pytest.FixtureRequest) -> Iterator[tuple[Bundle, np.ndarray, Graph]]:
+    with jax.enable_x64(True):
+        bundle = BUNDLES[request.param]()
+        tokens = prompt_of(bundle)
+        yield bundle, tokens, build_graph(bundle, tokens)
+
+
+@pytest.fixture(scope="module")
+def shipped_like() -> Iterator[tuple[Bundle, np.ndarray, Graph]]:
+    with jax.enable_x64(True):
+        bundle = plain()
+        tokens = prompt_of(bundle)
+        yield bundle, tokens, build_graph(bundle, tokens, include_bos=True)
+
+
+def test_frozen_edges_add_up_to_every_node(case: tuple[Bundle, np.ndarray, Graph]) -> None:
+    _, _, graph = case
+    ends = graph.nodes.are("feature", "logit")
+    size = np.abs(graph.nodes.value[ends]).max()
+    assert ends.sum() > 100
+    assert np.abs(sums(graph) - graph.nodes.value)[ends].max() <= TOLERANCE * size
+    assert np.abs(graph.nodes.unexplained).max() <= TOLERANCE * size
+    assert not graph.nodes.cut.any()
+    assert not np.isin(graph.target, np.flatnonzero(~ends)).any()
+    kinds = {"token", "position", "bias", "gelu", "error", "rest", "feature", "logit"}
+    assert set(graph.nodes.kind.tolist()) == kinds
+    for kind in kinds - {"logit"}:
+        assert np.abs(graph.weight[graph.nodes.are(kind)[graph.source]]).max() > 1e-3, kind
+
+
+def test_nodes_are_what_the_model_holds(case: tuple[Bundle, np.ndarray, Graph]) -> None:
+    bundle, tokens, graph = case
+    nodes = graph.nodes
+    reads = {name: sae.cfg.hook_name for name, sae in bundle.saes.items()}
+    with jax.enable_x64(True):
+        logits, acts = forward(bundle.params, bundle.cfg, jnp.asarray(tokens), taps=reads.values())
+        assert logits is not None
+        for s, name in enumerate(graph.saes):
+            x = side_by_side(reads[name], acts[reads[name]])
+            pre = np.asarray(pre_activations(bundle.saes[name], x))
+            mine = nodes.are("feature") & (nodes.sae == s)
+            np.testing.assert_allclose(nodes.value[mine], pre[nodes.pos[mine], nodes.feature[mine]], atol=1e-12)
+            assert nodes.value[mine].min() > 0
+            if bundle.saes[name].cfg.activation == "relu":
+                assert mine.sum() == (pre[1:] > 0).sum()  # BOS is left out
+        centred = np.asarray(logits[-1] - logits[-1].mean())
+    ends = nodes.are("logit")
+    np.testing.assert_allclose(nodes.value[ends], centred[nodes.feature[ends]], atol=1e-12)
+    assert (np.diff(nodes.probability[ends]) <= 0).all()
+
+
+def test_edges_lead_forwards_and_are_sorted(case: tuple[Bundle, np.ndarray, Graph]) -> None:
+    _, _, graph = case
+    assert (graph.source < graph.target).all()
+    order = graph.target.astype(np.int64) * len(graph.nodes) + graph.source
+    assert (np.diff(order) > 0).all()
+    pos = graph.nodes.pos
+    assert ((pos[graph.source] <= pos[graph.target]) | (pos[graph.source] < 0)).all()
+
+
+def test_same_as_pytorch_with_everything_else_detached(shipped_like: tuple[Bundle, np.ndarray, Graph]) -> None:
+    bundle, tokens, graph = shipped_like
+    nodes, other = graph.nodes, Detached(bundle, tokens)
+    dense = graph.adjacency().toarray()
+    ends = np.flatnonzero(nodes.are("feature", "logit"))
+    some = np.random.default_rng(0).choice(ends[:-10], 40, replace=False)
+    compared = 0
+    for end in (*some, *ends[-10:]):
+        pos, feature = nodes.pos[end], nodes.feature[end]
+        logit = nodes.kind[end] == "logit"
+        value = other.logits[pos] if logit else other.pre_acts[nodes.sae[end]][pos]
+        expected = other.edges(value[feature] - value.mean() if logit else value[feature])
+        scale = np.abs(dense[end]).max()
+        for kind in ("token", "position", "feature", "error", "gelu"):
+            which = np.flatnonzero(nodes.are(kind))
+            group = nodes.layer[which] if kind == "gelu" else nodes.sae[which]
+            for number in np.unique(group):
+                mine = which[group == number]
+                theirs = expected[kind][number] if number >= 0 else expected[kind]
+                at = (nodes.pos[mine], nodes.feature[mine]) if kind == "feature" else nodes.pos[mine]
+                assert np.abs(dense[end, mine] - theirs[at]).max() <= TOLERANCE * scale, (kind, graph.label(end))
+                compared += len(mine)
+    assert compared > 10_000
+
+
+@pytest.mark.parametrize("derivative", ["frozen", pytest.param("exact", marks=pytest.mark.slow)])
+def test_feature_edges_are_those_of_attribute(derivative: str, x64: None) -> None:
+    bundle = mixed()
+    tokens = prompt_of(bundle)
+    graph = build_graph(bundle, tokens, derivative=derivative, logits=[1])
+    nodes, dense = graph.nodes, graph.adjacency().toarray()
+    for source, target in (("mlp", "stream"), ("transcoder", "stream")):
+        asked = {"derivative": derivative, "through": "direct", "positions": "all", "completeness": False}
+        edges = attribute(bundle, tokens, source=source, target=target, method="reference", **asked).edges
+        ends = [
+            {
+                (int(nodes.pos[i]), int(nodes.feature[i])): i
+                for i in np.flatnonzero(nodes.are("feature") & (nodes.sae == graph.saes.index(name)))
+            }
+            for name in (source, target)
+        ]
+        columns = {name: edges[name].to_numpy() for name in edges.column_names}
+        pairs = ((columns[f"{end}_pos"], columns[f"{end}_feature"]) for end in ("source", "target"))
+        s, t = ([ends[i][p, f] for p, f in zip(*pair, strict=True)] for i, pair in enumerate(pairs))
+        assert len(s) > 100
+        # The engine's columns are float32.
+        np.testing.assert_allclose(dense[t, s], columns["attribution"], atol=1e-6 * np.abs(dense).max())
+
+
+@pytest.mark.parametrize("derivative", ["frozen", "exact"])
+def test_a_change_of_an_embedding_does_what_edges_say(derivative: str, x64: None) -> None:
+    """The model is run with one embedding scaled, features between held; frozen: patterns and scales too."""
+    bundle = plain()
+    tokens = prompt_of(bundle)
+    graph = build_graph(bundle, tokens, derivative=derivative, logits=[3, 4])
+    nodes, dense = graph.nodes, graph.adjacency().toarray()
+    names = hook_names(bundle.cfg)
+    _, acts = forward(bundle.params, bundle.cfg, jnp.asarray(tokens), taps=[n for n in names if "result" not in n])
+    held: dict[str, Any] = {}
+    if derivative == "frozen":
+        held = {n: acts[n] for n in names if n.endswith((".hook_pattern", ".hook_scale"))}
+
+    def line(name):
+        slope, constant = gelu_line(acts[name], "tangent")
+        seen = []
+        return lambda u: seen.append(u) or u, lambda _: slope * seen.pop() + constant
+
+    def values(factor: float, number: int) -> np.ndarray:
+        """Everything that SAE `number`, or logits, hold when the embedding at position 2 is scaled."""
+        edits = dict(held) | {"hook_embed": acts["hook_embed"].at[2].multiply(factor)}
+        for layer, hook in enumerate((MLP0, MLP1)):
+            if layer < number:
+                edits[hook] = acts[hook]
+            elif derivative == "frozen" and layer == number:
+                edits[f"blocks.{layer}.mlp.hook_pre"], edits[hook] = line(f"blocks.{layer}.mlp.hook_pre")
+        logits, found = forward(bundle.params, bundle.cfg, jnp.asarray(tokens), taps=(MLP0, MLP1), edits=edits)
+        if number == 2:
+            assert logits is not None
+            return np.asarray(logits[-1] - logits[-1].mean())
+        hook = (MLP0, MLP1)[number]
+        return np.asarray(pre_activations(bundle.saes[hook], found[hook]))
+
+    (token,) = np.flatnonzero(nodes.are("token") & (nodes.pos == 2))
+    # Frozen: linear, so a large change is as good as a small one.
+    step = 0.5 if derivative == "frozen" else 1e-5
+    for number in range(3):
+        change = (values(1 + step, number) - values(1 - step, number)) / (2 * step)
+        if number == 2:
+            ends = np.flatnonzero(nodes.are("logit"))
+            expected = change[nodes.feature[ends]]
+        else:
+            ends = np.flatnonzero(nodes.are("feature") & (nodes.sae == number))
+            expected = change[nodes.pos[ends], nodes.feature[ends]]
+        tolerance = TOLERANCE if derivative == "frozen" else TOLERANCES["finite_difference"]["float64"]
+        assert np.abs(dense[ends, token]).max() > 1e-3
+        assert np.abs(dense[ends, token] - expected).max() <= tolerance * np.abs(dense[ends]).max()
+
+
+def test_integrated_edges_make_up_the_rise(x64: None) -> None:
+    bundle = plain()
+    tokens = prompt_of(bundle, 7)
+    errors = []
+    for points in (2, 24):
+        graph = build_graph(bundle, tokens, derivative="integrated", points=points, logits=[3])
+        ends = graph.nodes.are("feature", "logit")
+        rise = graph.nodes.value - graph.nodes.baseline
+        errors.append(np.abs(sums(graph) - rise)[ends].max() / np.abs(rise[ends]).max())
+        np.testing.assert_allclose(graph.nodes.unexplained[ends], (rise - sums(graph))[ends], atol=1e-12)
+    assert errors[1] < 1e-4 < errors[0]
+    assert set(graph.nodes.kind[graph.source].tolist()) <= {"token", "feature", "rest"}
+
+
+@pytest.mark.parametrize("derivative", ["frozen", pytest.param("exact", marks=pytest.mark.slow)])
+def test_parts_add_up(derivative: str, x64: None) -> None:
+    bundle = plain()
+    graph = build_graph(bundle, prompt_of(bundle, 7), derivative=derivative, parts=True, logits=[3])
+    names = ["residual", "value"] if derivative == "frozen" else ["residual", "value", "query", "key"]
+    assert list(graph.parts) == names
+    size = np.abs(graph.weight).max()
+    assert np.abs(sum(graph.parts.values()) - graph.weight).max() <= TOLERANCE * size
+    nodes = graph.nodes
+    for part in graph.parts.values():
+        assert np.abs(part).max() > 1e-3 * size
+    elsewhere = (nodes.pos[graph.source] != nodes.pos[graph.target]) & (nodes.pos[graph.source] >= 0)
+    assert elsewhere.any()
+    assert np.abs(graph.parts["residual"][elsewhere]).max() <= TOLERANCE * size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("derivative", ["frozen", "exact"])
+def test_parts_are_those_of_attribute(derivative: str, x64: None) -> None:
+    """Where one block's attention lies between."""
+    bundle = plain()
+    graph = build_graph(bundle, prompt_of(bundle, 7), derivative=derivative, parts=True, logits=[3])
+    nodes = graph.nodes
+    asked = {"derivative": derivative, "positions": "all", "parts": "kinds", "method": "structured"}
+    edges = attribute(bundle, prompt_of(bundle, 7), **asked, completeness=False).to_pandas()
+    feature = nodes.are("feature")
+    second = graph.weight[feature[graph.source] & feature[graph.target]]
+    assert len(second) == (edges.gradient != 0).sum()
+    for name, part in graph.parts.items():
+        mine = np.sort(part[feature[graph.source] & feature[graph.target]])
+        column = next(c for c in edges.columns if c.endswith(name))
+        theirs = np.sort((edges[column] * edges.source_act)[edges.gradient != 0].to_numpy())
+        np.testing.assert_allclose(mine, theirs, atol=1e-6 * np.abs(graph.weight).max())
+
+
+def test_what_is_cut_is_summed(shipped_like: tuple[Bundle, np.ndarray, Graph]) -> None:
+    bundle, tokens, whole = shipped_like
+    size = np.nanmax(np.abs(whole.nodes.value))
+    with jax.enable_x64(True):
+        for asked in ({"top_k": 5}, {"min_weight": 0.1}, {"top_k": 4, "min_weight": 0.2}):
+            graph = build_graph(bundle, tokens, include_bos=True, **asked)
+            ends = graph.nodes.are("feature", "logit")
+            assert np.abs(sums(graph) - graph.nodes.value)[ends].max() <= TOLERANCE * size
+            assert np.bincount(graph.target).max() <= asked.get("top_k", 10**6)
+            assert np.abs(graph.weight).min() > asked.get("min_weight", 0)
+            assert 0 < len(graph.weight) < len(whole.weight)
+
+
+def test_features_that_are_no_nodes_are_the_rest(shipped_like: tuple[Bundle, np.ndarray, Graph]) -> None:
+    bundle, tokens, whole = shipped_like
+    size = np.nanmax(np.abs(whole.nodes.value))
+    assert not whole.nodes.are("rest").any()
+    with jax.enable_x64(True):
+        for asked in ({"max_features": 20}, {"threshold": 0.8}, {"include_bos": False}):
+            graph = build_graph(bundle, tokens, **({"include_bos": True} | asked))
+            features = graph.nodes.are("feature")
+            assert 0 < features.sum() < whole.nodes.are("feature").sum()
+            ends = graph.nodes.are("feature", "logit")
+            assert np.abs(sums(graph) - graph.nodes.value)[ends].max() <= TOLERANCE * size
+            assert graph.nodes.are("rest").any()
+    assert features.sum() > 20
+
+
+def test_a_difference_of_logits(shipped_like: tuple[Bundle, np.ndarray, Graph]) -> None:
+    bundle, tokens, _ = shipped_like
+    with jax.enable_x64(True):
+        both, one = build_graph(bundle, tokens, logits=[5, 7]), build_graph(bundle, tokens, difference=(5, 7))
+    rows = {int(both.nodes.feature[i]): both.adjacency().toarray()[i] for i in (-1, -2)}
+    difference = one.adjacency().toarray()[-1]
+    # The same nodes in the same order but for the logits; b_U has no edge into the first of its two rows only if zero.
+    np.testing.assert_allclose(difference[:-1], (rows[5] - rows[7])[:-2], atol=1e-12)
+    assert one.label(len(one.nodes) - 1).startswith("logit ")
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"derivative": "wrong"}, "derivative must be one of"),
+        ({"logits": [99]}, "token ids must lie in 0..30, got 99"),
+        ({"logits": ["w1 w2"]}, "must be one token of the model's, got 2"),
+        ({"difference": (3, 3)}, "two different tokens"),
+        ({"difference": (3, 4), "logits": [1]}, "not both"),
+        ({"position": 40}, "position must lie in 0..8, got 40"),
+        ({"saes": ("nowhere",)}, "has no SAE 'nowhere'"),
+        ({"top_k": 0}, "top_k must be a whole number"),
+        ({"colour": 1}, "unknown setting 'colour'"),
+    ],
+)
+def test_what_cannot_be_used_is_said(asked: dict[str, Any], sentence: str) -> None:
+    bundle = plain(jnp.float32)
+    with pytest.raises(InputError, match=sentence):
+        build_graph(bundle, prompt_of(bundle), **asked)
+
+
+def test_two_saes_on_one_hook_are_refused() -> None:
+    bundle = plain(jnp.float32)
+    bundle.saes["again"] = bundle.saes[MLP0]  # pyright: ignore
+    with pytest.raises(InputError, match="both write"):
+        build_graph(bundle, prompt_of(bundle))
