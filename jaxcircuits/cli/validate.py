@@ -77,7 +77,7 @@ def _against_options(sub: argparse.ArgumentParser) -> None:
     prompt, story = sub.add_mutually_exclusive_group(), sub.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="with --against: the short prompt (default: a sentence)")
     prompt.add_argument("--prompt-ids", metavar="FILE", help="with --against: JSON list of token ids, as they are")
-    story.add_argument("--story", metavar="TEXT", help="with --against: the longer text (default: the first story's head)")
+    story.add_argument("--story", metavar="TEXT", help="with --against: the longer text (default: a story)")
     story.add_argument("--story-ids", metavar="FILE", help="with --against: JSON list of token ids, as they are")
 
 
