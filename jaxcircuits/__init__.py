@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from jaxcircuits.attribution import Result, Settings, attribute
 from jaxcircuits.bulk import Run, load_run
-from jaxcircuits.bundle import Bundle, load_bundle, load_sae, save_bundle
+from jaxcircuits.bundle import Bundle, check_bundle, load_bundle, load_sae, save_bundle
 from jaxcircuits.config import ModelConfig, SAEConfig
 from jaxcircuits.convert import export_sae, sae_from_arrays
 from jaxcircuits.corpus import read_corpus
@@ -32,6 +32,7 @@ __all__ = [
     "Settings",
     "ablate",
     "attribute",
+    "check_bundle",
     "decode",
     "describe_features",
     "encode",

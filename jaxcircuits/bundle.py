@@ -147,10 +147,7 @@ def load_bundle(
     params = jax.tree.map(lambda w: jnp.asarray(w, dtype), params)
     if processed:
         params = process_weights(params, cfg.processing)
-    saes = [load_sae(p, dtype=dtype) for p in sorted((path / "saes").glob("*/"))]
-    named = {
-        p.name: check_fits(sae, cfg, p.name) for p, sae in zip(sorted((path / "saes").glob("*/")), saes, strict=True)
-    }
+    named = {p.name: check_fits(load_sae(p, dtype=dtype), cfg, p.name) for p in sorted((path / "saes").glob("*/"))}
     tokenizer_file = path / "tokenizer.json"
     tokenizer = read_tokenizer(tokenizer_file) if tokenizer_file.is_file() else None
     bundle = Bundle(cfg, params, named, tokenizer, path, manifest)
@@ -172,6 +169,10 @@ def check_bundle(bundle: Bundle, text: str | os.PathLike | None = None) -> dict[
 
     Raises:
         InputError: The text cannot be used.
+
+    >>> from jaxcircuits import check_bundle, load_bundle
+    >>> any(one.misread for one in check_bundle(load_bundle()).values())
+    False
     """
     if not bundle.saes or (bundle.tokenizer is None and text is None):
         return {}

@@ -98,9 +98,14 @@ def repeat_run(
 
     Raises:
         InputError: The run is not finished, its weights or prompts are others now or gone, or `out` cannot be used.
+
+    >>> from jaxcircuits.bulk import repeat_run
+    >>> repeat_run("no/such/run.json", "again")
+    Traceback (most recent call last):
+    jaxcircuits.errors.InputError: there is no run in no/such/; expected a directory with run.json, a plan in it.
     """
     name = os.fspath(where)
-    old = load_run(name.removesuffix(RECORD).rstrip("/") or ".")
+    old = load_run(name.removesuffix(RECORD) or ".")
     record = old.record
     if not old.finished:
         raise InputError(f"the run {old.place.name} is not finished; run its command again, and then repeat it.")

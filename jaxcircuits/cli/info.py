@@ -39,9 +39,13 @@ def check_options(sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     from jaxcircuits.bundle import check_bundle, load_bundle
+    from jaxcircuits.progress import progress
 
     bundle = load_bundle(args.bundle, processed=False)
-    show(bundle, check_bundle(bundle, args.check_text) if args.check else None)
+    with progress(not args.check) as bar:
+        bar.add_task("checking SAEs", total=None)
+        found = check_bundle(bundle, args.check_text) if args.check else None
+    show(bundle, found)
 
 
 def show(bundle: "Bundle", found: "Mapping[str, Checked] | None") -> None:

@@ -76,9 +76,9 @@ def _against_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--against", choices=("torch",), help="instead: PyTorch and TransformerLens, run now")
     sub.add_argument("--bundle", type=named, metavar="DIR", help="a bundle (default: the weights that ship)")
     prompt, story = sub.add_mutually_exclusive_group(), sub.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", help="with --against: the short prompt (default: the study's)")
+    prompt.add_argument("--prompt", metavar="TEXT", help="with --against: the short prompt (default: a sentence)")
     prompt.add_argument("--prompt-ids", metavar="FILE", help="with --against: JSON list of token ids, as they are")
-    story.add_argument("--story", metavar="TEXT", help="with --against: the longer text (default: the first story)")
+    story.add_argument("--story", metavar="TEXT", help="with --against: the longer text (default: a story)")
     story.add_argument("--story-ids", metavar="FILE", help="with --against: JSON list of token ids, as they are")
 
 
