@@ -171,7 +171,7 @@ def _short_name(graph: Graph, node: int) -> str:
 def _place(graph: Graph, node: int) -> str:
     """Where a node is: token, and layer where its kind does not say it."""
     pos, layer = int(graph.nodes.pos[node]), int(graph.nodes.layer[node])
-    words = ["everywhere" if pos < 0 else f"{pos} {graph.token_strings[pos].strip()}"]
+    words = [] if pos < 0 else [f"{pos} {graph.token_strings[pos].strip()}"]
     if layer >= 0 and graph.nodes.kind[node] != "logit":
         words.append(f"layer {layer}")
     return " · ".join(words)

@@ -37,7 +37,7 @@ class Painter {
       context.canvas.height = Math.round(height * this.density);
     }
     this.nodes.font = FONT;
-    this.gutter = width < 600 ? 84 : 112; // for names of rows
+    this.gutter = width < 600 ? 92 : 112; // for names of rows
     for (this.bottom of [LYING, UPRIGHT]) {
       this.world = layout(this.graph, this.selection, width - this.gutter - 12, height - this.bottom - 8, this.nodes);
       if (!this.upright(this.whole().k)) break;
@@ -208,7 +208,7 @@ class Painter {
       const spots = graph.kindOf(node) === "logit"
         ? [[x - r - width - 9, y - 7, x - r - 7, y + 7], beside.map((at, i) => (i % 2 ? at : at + 3))]
         : [[x - width / 2, y + r + 1, x + width / 2, y + r + 14], [x - width / 2, y - r - 15, x + width / 2, y - r - 2], beside];
-      const spot = spots.find((box) => box[0] > 0 && box[2] < this.width && free(box));
+      const spot = spots.find((box) => box[0] > 0 && box[2] < this.width && free(box)) ?? (node === chosen && spots[0]);
       if (!spot) continue;
       taken.push(spot);
       context.textBaseline = "middle";
@@ -240,12 +240,13 @@ class Painter {
     context.textAlign = "left";
     for (const row of world.rows) {
       const y = transform.applyY(row.y + row.height / 2);
+      const twoLines = row.detail && row.height * transform.k > 36;
       context.fillStyle = colour.ink;
       context.font = `600 ${FONT}`;
-      context.fillText(this.cut(row.title, this.gutter - 22), 14, row.detail ? y - 8 : y);
+      context.fillText(this.cut(row.title, this.gutter - 20), 14, twoLines ? y - 8 : y);
       context.fillStyle = colour.muted;
       context.font = `11px ${FONT.slice(5)}`;
-      if (row.detail) context.fillText(this.cut(row.detail, this.gutter - 22), 14, y + 8);
+      if (twoLines) context.fillText(this.cut(row.detail, this.gutter - 20), 14, y + 8);
     }
   }
 
