@@ -14,8 +14,10 @@ from jaxcircuits.errors import InputError
 
 RUN, STUDY, BUNDLE, EXPORT = "run.json", "study.json", "manifest.json", "cfg.json"
 EVALUATION, LOSSES, FEATURES = "evaluate.json", "losses.json", "features.json"
+GRAPH, FAITHFULNESS = "graph.json", "faithfulness.json"
 OUTPUTS = {RUN: "a run", STUDY: "a study", BUNDLE: "a bundle", EXPORT: "an exported SAE"}
 OUTPUTS |= {EVALUATION: "an evaluation", LOSSES: "losses by token", FEATURES: "features"}
+OUTPUTS |= {GRAPH: "a graph", FAITHFULNESS: "a measurement of faithfulness"}
 """Kinds of output directories, by the file that each holds."""
 
 

@@ -1,23 +1,36 @@
 """From edges to circuits."""
 
 from jaxcircuits.graph.build import build_graph
+from jaxcircuits.graph.exchange import to_circuit_tracer, to_networkx
+from jaxcircuits.graph.faithfulness import Faithfulness, Question, faithfulness
 from jaxcircuits.graph.graph import KINDS, LEAVES, PARTS, Graph, Nodes
 from jaxcircuits.graph.influence import Scores, edge_influence, effect, influence, scores
 from jaxcircuits.graph.prune import prune
+from jaxcircuits.graph.schema import schema_problems
 from jaxcircuits.graph.settings import GraphSettings
+from jaxcircuits.graph.store import load_graph, save_graph, write_graph
 
 __all__ = [
     "KINDS",
     "LEAVES",
     "PARTS",
+    "Faithfulness",
     "Graph",
     "GraphSettings",
     "Nodes",
+    "Question",
     "Scores",
     "build_graph",
     "edge_influence",
     "effect",
+    "faithfulness",
     "influence",
+    "load_graph",
     "prune",
+    "save_graph",
+    "schema_problems",
     "scores",
+    "to_circuit_tracer",
+    "to_networkx",
+    "write_graph",
 ]

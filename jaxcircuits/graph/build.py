@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from jaxcircuits.attribution.api import Prompt, tokenized
 from jaxcircuits.attribution.engine import check_tokens
@@ -65,10 +66,15 @@ def build_graph(bundle: Bundle, prompt: Prompt, *, quiet: bool = True, **setting
     asked = GraphSettings(**settings)
     tokens = tokenized(bundle, prompt)
     check_tokens(tokens, bundle, 0)
-    with jax.default_matmul_precision(PRECISIONS[asked.precision]), progress(quiet) as bar:
-        made = Prepared(bundle, asked, tokens)
+    with jax.default_matmul_precision(PRECISIONS[asked.precision]):
+        return graph_of(bundle, Prepared(bundle, asked, tokens), tokens, quiet=quiet)
+
+
+def graph_of(bundle: Bundle, made: "Prepared", tokens: Int[np.ndarray, "pos"], *, quiet: bool = True) -> Graph:
+    """The graph of a prompt that has been taken apart."""
+    listing = Listing(made.layout, made.settings)
+    with progress(quiet) as bar:
         task = bar.add_task("edges", total=len(made.layout.targets))
-        listing = Listing(made.layout, asked)
         for first, values, baselines, rows, parts in made.derivatives():
             listing.add(first, values, baselines, rows, parts)
             bar.advance(task, len(values))
@@ -95,7 +101,7 @@ class Prepared:
         self.tokens = jnp.asarray(np.pad(tokens, (0, padded - self.n)), jnp.int32)
         passed = run(self.params, self.saes, self.tokens, jnp.int32(self.at), wiring=self.wiring)
         bos = not settings.include_bos and bundle.cfg.bos_token_id is not None and tokens[0] == bundle.cfg.bos_token_id
-        acts = tuple(np.array(a) for a in passed.acts)
+        self.acts = acts = tuple(np.array(a) for a in passed.acts)
         lengths = tuple(np.linalg.norm(np.asarray(sae.weights.W_dec), axis=1) for sae in self.saes)
         self.slots: tuple[Slots, ...] = choose(settings, acts, lengths, self.n, int(bos))
         self.logits = np.asarray(passed.logits)

@@ -203,20 +203,19 @@ def feature_value(
     return pre_activations(SAE(one, sae.cfg), x, hold_scale=wiring.gelu is not None)[0]
 
 
-def logit_value(
+def logits_of(
     wiring: Wiring,
     params: ModelWeights,
     tokens: Int[Array, "pos"],
     leaves: Leaves,
     factors: Factors,
     pos: Int[Array, ""],
-    direction: Float[Array, "d_vocab"],
-) -> Float[Array, ""]:
-    """**The definition.** A weighted sum of the logits at a position, as a function of the factors."""
+) -> Float[Array, "d_vocab"]:
+    """**The definition.** The logits at a position, as a function of the factors; nodes are weighted sums of them."""
     edits = _edits(wiring, leaves, factors, None)
     logits, _ = forward(_scaled(params, factors.bias), wiring.cfg, tokens, edits=edits, logits_at=pos[None])
     assert logits is not None
-    return logits[0] @ direction
+    return logits[0]
 
 
 Derivative = tuple[Float[Array, "target"], Factors]
@@ -255,5 +254,8 @@ def logit_edges(
     wiring: Wiring,
 ) -> Derivative:
     """Weighted sums of logits, and their derivatives with respect to every factor (fields `[target, ...]`)."""
-    value = jax.value_and_grad(partial(logit_value, wiring, params, tokens, leaves))
-    return jax.vmap(value, in_axes=(None, None, 0))(factors, pos, directions)
+
+    def value(factors, direction):
+        return logits_of(wiring, params, tokens, leaves, factors, pos) @ direction
+
+    return jax.vmap(jax.value_and_grad(value), in_axes=(None, 0))(factors, directions)

@@ -1,7 +1,7 @@
 """How much each node matters for the logits: influence, effect, and the two scores of a graph.
 
-Influence takes absolute weights, each node's edges normalised to sum to one, and sums over all paths to the logits; so a
-node that pushes two ways at once still counts. Effect keeps signs: what the logits would lose if all that a node
+Influence takes absolute weights, each node's edges normalised to sum to one, and sums over all paths to the logits; so
+a node that pushes two ways at once still counts. Effect keeps signs: what the logits would lose if all that a node
 contributes, along every path, were missing.
 
 Source: "Circuit Tracing: Revealing Computational Graphs in Language Models" (Ameisen et al. 2025) and circuit-tracer
