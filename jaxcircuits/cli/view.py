@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxcircuits.cli.common import add_command, common_options, count, named
+from jaxcircuits.cli.common import add_command, count, named
 from jaxcircuits.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def _graph(args: argparse.Namespace) -> "Graph":
         return load_graph(args.dir)
     if (Path(args.dir) / RUN).is_file():
         return run_to_graph(load_run(args.dir), args.prompt_row)
-    raise InputError(f"there is no graph in {args.dir}; expected a directory that jaxcircuits graph or attribute wrote.")
+    raise InputError(
+        f"there is no graph in {args.dir}; expected a directory that jaxcircuits graph or attribute wrote."
+    )
 
 
 def _cards(graph: "Graph", args: argparse.Namespace) -> "list[FeatureSummary]":

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from jaxcircuits.bulk.run import Run
 from jaxcircuits.errors import InputError
@@ -59,7 +59,8 @@ def run_to_graph(run: Run, prompt: int | None = None) -> Graph:
     order = np.lexsort((source.ravel(), target))
 
     n, m = len(sources), len(ends)
-    names = ("activation", "attribution_sum", "attribution_cut", "baseline")
+    quantity = settings["target_quantity"]  # also a column's name
+    names = (quantity, "attribution_sum", "attribution_cut", "baseline")
     value, total, cut, baseline = (np.nan_to_num(targets[name].astype(np.float64)[of_end]) for name in names)
     none, nothing = np.full(n + m, -1, np.int32), np.zeros(n)
     nodes = Nodes(
@@ -95,7 +96,8 @@ def _columns(table: Any) -> list[tuple[str, Any]]:
 def _row_of(pairs: Int[np.ndarray, "edge 2"], rows: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, "edge"]:
     """The row in which each pair is; rows are sorted."""
     width = int(max(rows.max(initial=0), pairs.max(initial=0))) + 1
-    return np.searchsorted(rows[:, 0].astype(np.int64) * width + rows[:, 1], pairs[:, 0].astype(np.int64) * width + pairs[:, 1])
+    keys = [ends[:, 0].astype(np.int64) * width + ends[:, 1] for ends in (rows, pairs)]
+    return np.searchsorted(*keys)
 
 
 def _layer(hook: str) -> int:
