@@ -51,7 +51,6 @@ def describe_graph(
     found = []
     for number, features in enumerate(described_features(graph, most)):
         if features:
-            # Numbers of features are an argument of a compiled program: few lengths, few programs.
             name = graph.saes[number]
             found += describe_features(bundle, name, features, texts(), n=examples, tokens=8, quiet=quiet)
     return found

@@ -69,7 +69,7 @@ def write_page(path: str | os.PathLike, data: Mapping[str, Any], title: str, *, 
     """
     check_page(path, overwrite=overwrite)
     # A text may hold lone surrogates, which UTF-8 has no bytes for: shown as the sign for what cannot be shown.
-    written = page(data, title).encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
+    written = page(data, title).encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
     write_bytes(path, written)
     return len(written)
 

@@ -61,15 +61,17 @@ def run_to_graph(run: Run, prompt: int | None = None) -> Graph:
     n, m = len(sources), len(ends)
     quantity = settings["target_quantity"]  # also a column's name
     names = (quantity, "attribution_sum", "attribution_cut", "baseline")
-    value, total, cut, baseline = (np.nan_to_num(targets[name].astype(np.float64)[of_end]) for name in names)
-    none, nothing = np.full(n + m, -1, np.int32), np.zeros(n)
+    value, total, cut, baseline = (
+        np.nan_to_num(targets[name].astype(np.float64)[of_end]) if name in targets else np.zeros(m) for name in names
+    )
+    nothing = np.zeros(n)
     nodes = Nodes(
         kind=np.full(n + m, "feature"),
         sae=np.repeat(np.array([0, 1], np.int32), [n, m]),
         layer=np.repeat([_layer(settings["source_hook"]), _layer(settings["target_hook"])], [n, m]).astype(np.int32),
         pos=np.concatenate([sources[:, 0], ends[:, 0]]),
         feature=np.concatenate([sources[:, 1], ends[:, 1]]),
-        minus=none,
+        minus=np.full(n + m, -1, np.int32),
         value=np.concatenate([edges["source_act"][first].astype(np.float64), value]),
         probability=np.full(n + m, np.nan),
         cut=np.concatenate([nothing, cut]),
@@ -96,8 +98,8 @@ def _columns(table: Any) -> list[tuple[str, Any]]:
 def _row_of(pairs: Int[np.ndarray, "edge 2"], rows: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, "edge"]:
     """The row in which each pair is; rows are sorted."""
     width = int(max(rows.max(initial=0), pairs.max(initial=0))) + 1
-    keys = [ends[:, 0].astype(np.int64) * width + ends[:, 1] for ends in (rows, pairs)]
-    return np.searchsorted(*keys)
+    of_row, of_pair = (ends[:, 0].astype(np.int64) * width + ends[:, 1] for ends in (rows, pairs))
+    return np.searchsorted(of_row, of_pair)
 
 
 def _layer(hook: str) -> int:

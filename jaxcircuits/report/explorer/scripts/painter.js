@@ -37,7 +37,7 @@ class Painter {
       context.canvas.height = Math.round(height * this.density);
     }
     this.nodes.font = FONT;
-    this.gutter = width < 600 ? 92 : 112; // for names of rows
+    this.gutter = width < 600 ? 100 : 112; // for names of rows
     for (this.bottom of [LYING, UPRIGHT]) {
       this.world = layout(this.graph, this.selection, width - this.gutter - 12, height - this.bottom - 8, this.nodes);
       if (!this.upright(this.whole().k)) break;
