@@ -7,7 +7,20 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from jaxcircuits.cli import attribute, convert, evaluate, export, features, generate, info, study, top, train, view
+from jaxcircuits.cli import (
+    attribute,
+    convert,
+    evaluate,
+    export,
+    features,
+    generate,
+    graph,
+    info,
+    study,
+    top,
+    train,
+    view,
+)
 from jaxcircuits.cli.common import Parser
 from jaxcircuits.errors import InputError
 
@@ -52,6 +65,6 @@ def parser() -> argparse.ArgumentParser:
     line = Parser(prog="jaxcircuits", description="Which SAE features drive which: exactly, for every active feature.")
     line.add_argument("--version", action="version", version=f"jaxcircuits {version('jaxcircuits')}")
     commands = line.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (attribute, top, view, study, evaluate, features, generate, convert, export, train, info):
+    for command in (attribute, graph, view, top, study, evaluate, features, generate, convert, export, train, info):
         command.add(commands)
     return line

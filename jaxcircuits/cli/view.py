@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
         "Write a graph as one HTML page to look at and click through; it needs no network and no server.",
         """
 jaxcircuits graph --prompt "The dog was happy." --out runs/dog && jaxcircuits view runs/dog
+jaxcircuits view runs/dog --node-threshold 0.8 --out pruned.html
 jaxcircuits view runs/dog --out dog.html --corpus stories.txt --cards 50
 jaxcircuits view runs/dog --labels names.json --overwrite
 jaxcircuits view runs/stories --prompt-row 3 --out third.html    # a run of jaxcircuits attribute""",
@@ -34,6 +35,10 @@ jaxcircuits view runs/stories --prompt-row 3 --out third.html    # a run of jaxc
     sub.add_argument("--prompt-row", type=count, metavar="N", help="of a run of several prompts, which")
     sub.add_argument("--shown", type=count, default=SHOWN, metavar="N", help=f"edges drawn at first (default {SHOWN})")
     sub.add_argument("--labels", type=named, metavar="FILE", help='names of features: {"SAE": {"880": "colours"}}')
+    part = sub.add_argument_group("only the part that carries most of the influence on the logits")
+    part.add_argument("--node-threshold", type=float, metavar="P", help="share that the nodes carry (then 0.8)")
+    part.add_argument("--edge-threshold", type=float, metavar="P", help="share that their edges carry (then 0.98)")
+    part.add_argument("--top-k", type=count, metavar="N", help="of these, a node's N largest")
     cards = sub.add_argument_group("descriptions of features")
     cards.add_argument("--bundle", type=named, metavar="DIR", help="what DIR was made with (default: the shipped one)")
     cards.add_argument("--corpus", metavar="FILE", help="where examples come from (default: the shipped stories)")
@@ -51,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxcircuits.report.explorer.page import check_page
 
     out = Path(args.out or Path(args.dir) / PAGE)
-    graph = _graph(args)
+    graph = _pruned(_graph(args), args)
     check_page(out, overwrite=args.overwrite)
     labels = read_labels(args.labels, graph) if args.labels else None
     cards = [] if args.no_cards or not args.cards else _cards(graph, args)
@@ -79,6 +84,16 @@ def _graph(args: argparse.Namespace) -> "Graph":
     raise InputError(
         f"there is no graph in {args.dir}; expected a directory that jaxcircuits graph or attribute wrote."
     )
+
+
+def _pruned(graph: "Graph", args: argparse.Namespace) -> "Graph":
+    from jaxcircuits.graph import prune
+
+    wanted = {name: getattr(args, name) for name in ("node_threshold", "edge_threshold", "top_k")}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    if wanted and not graph.nodes.are("logit").any():
+        raise InputError("only a graph that ends in logits can be pruned, and a run has features alone.")
+    return prune(graph, **wanted) if wanted else graph
 
 
 def _cards(graph: "Graph", args: argparse.Namespace) -> "list[FeatureSummary]":

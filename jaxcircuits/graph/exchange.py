@@ -7,7 +7,6 @@ Source: circuit-tracer 0.4 (`graph_models.py`: fields of nodes and links, cumula
 
 import math
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np

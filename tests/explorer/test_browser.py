@@ -14,9 +14,11 @@ from tests.explorer.test_page import card
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or shutil.which("chromedriver") is None, reason="no Chromium with its chromedriver is installed"
-)
+MISSING = CHROMIUM is None or shutil.which("chromedriver") is None
+pytestmark = [
+    pytest.mark.skipif(MISSING, reason="no Chromium with its chromedriver is installed"),
+    pytest.mark.xdist_group("chromium"),  # one browser, not one a worker
+]
 
 ALWAYS = 10
 """Edges each way that a selected node keeps."""

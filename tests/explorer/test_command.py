@@ -11,7 +11,7 @@ from jaxcircuits.bulk import attribute_to_run, read_prompts
 from jaxcircuits.bulk.record import weight_hashes
 from jaxcircuits.cli import main
 from jaxcircuits.errors import InputError
-from jaxcircuits.graph import save_graph
+from jaxcircuits.graph import prune, save_graph
 from jaxcircuits.report.explorer import run_to_graph
 from tests.explorer.graphs import HOOKS, random_graph
 from tests.explorer.test_page import carried
@@ -63,6 +63,15 @@ def test_a_graph_with_descriptions_and_names(place: Path, capsys) -> None:
     assert capsys.readouterr().out == ""
 
 
+def test_a_pruned_page_is_the_pruned_graph(place: Path) -> None:
+    options = ("--node-threshold", "0.5", "--top-k", "4", "--no-cards", "--out", "pruned.html")
+    assert view(place / "graph", *options) == 0
+    expected = prune(random_graph(), node_threshold=0.5, top_k=4)
+    data = carried(Path("pruned.html").read_text(encoding="utf-8"))
+    assert len(data["nodes"]["kind"]) == len(expected.nodes) < len(random_graph().nodes)
+    assert len(data["edges"]["weight"]) == len(expected.weight) > 0 and "pruned" in data["about"]
+
+
 def test_a_run_becomes_a_graph_of_its_features(place: Path, capsys) -> None:
     run = load_run(place / "run")
     edges = run.to_pandas()
@@ -99,6 +108,8 @@ def test_a_run_becomes_a_graph_of_its_features(place: Path, capsys) -> None:
         (["{graph}", "--prompt-row", "1"], "leave it out"),
         (["{run}"], "the run has 2 prompts"),
         (["{run}", "--prompt-row", "2"], "must lie in 0..1, got 2"),
+        (["{run}", "--prompt-row", "0", "--top-k", "3"], "only a graph that ends in logits can be pruned"),
+        (["{graph}", "--node-threshold", "2"], "node_threshold must lie above 0"),
         (["{graph}", "--out", "no/such/page.html"], "there is no directory"),
         (["{graph}", "--out", "."], "is a directory, expected a file"),
         (["{graph}"], "made with other weights"),  # the shipped bundle

@@ -92,6 +92,7 @@ def content(
             "source": graph.source[ranked].tolist(),
             "target": graph.target[ranked].tolist(),
             "weight": short(graph.weight[ranked]),
+            "parts": {name: short(part[ranked]) for name, part in graph.parts.items()},
         },
         "cards": {f"{graph.saes.index(card.sae)}:{card.feature}": _card(card) for card in cards},
         "labels": {

@@ -13,6 +13,7 @@ class Graph {
     this.source = Uint32Array.from(edges.source);
     this.target = Uint32Array.from(edges.target);
     this.weight = Float64Array.from(edges.weight);
+    this.parts = Object.entries(edges.parts);
     this.size = this.kind.length;
     this.into = grouped(this.target, this.size);
     this.outOf = grouped(this.source, this.size);

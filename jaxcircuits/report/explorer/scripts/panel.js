@@ -189,6 +189,7 @@ function tip(graph, hovered) {
     return [
       element("strong", {}, `${named(graph.source[edge])} → ${named(graph.target[edge])}`),
       element("div", {}, `weight ${signed(graph.weight[edge])}`),
+      ...graph.parts.map(([name, part]) => element("div", {}, element("span", { class: "muted" }, name), ` ${signed(part[edge])}`)),
     ];
   }
   const { node } = hovered;

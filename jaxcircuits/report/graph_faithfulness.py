@@ -1,0 +1,126 @@
+"""What `jaxcircuits graph --faithfulness` writes: a table, its JSON, curves as a figure and as Parquet."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from jaxcircuits.files import FAITHFULNESS, new_directory, write_json
+from jaxcircuits.graph import Faithfulness
+from jaxcircuits.report.plots import COLOURS, GREY, drawn
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.axes import Axes
+
+AREAS = {
+    "cmd": "distance from the model (0 is best)",
+    "cpr": "faithfulness",
+    "completeness": "completeness (0 is best)",
+}
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+MARKERS = "osD^vP"
+
+
+def methods_of(found: Faithfulness) -> list[str]:
+    """The ways to choose circuits, in the order asked for."""
+    return list(dict.fromkeys(method for _, method in found.circuit))
+
+
+def faithfulness_tables(found: Faithfulness) -> list[Table]:
+    """One table a unit: areas under the curves of each way to choose, and how far the first is ahead."""
+    first, *_ = methods = methods_of(found)
+    tables = []
+    for unit in found.empty:
+        total = found.sizes[unit]
+        table = Table(
+            title=f"Circuits of {unit} ({int(total.min())} to {int(total.max())} a prompt, {len(total)} prompts, "
+            f"{found.settings['fill']} ablation, metric {found.settings['metric']})",
+            caption=f"areas over the share of {unit}, [95 % intervals over prompts]; Δ: {first} minus this, below 0 is "
+            "better for distance",
+            title_justify="left",
+            caption_justify="left",
+        )
+        table.add_column("chosen by")
+        for words in AREAS.values():
+            table.add_column(words, justify="right")
+        table.add_column("Δ distance", justify="right")
+        for method in methods:
+            areas = found.areas(unit, method)
+            ahead = "" if method == first else f"{found.against(unit, first, method)['cmd']:+.3f}"
+            table.add_row(method, *(f"{areas[name]:.3f}" for name in AREAS), ahead)
+        tables.append(table)
+    return tables
+
+
+def faithfulness_rows(found: Faithfulness) -> "pa.Table":
+    """Every measured number, a row a prompt, unit, way to choose and share."""
+    import pyarrow as pa
+
+    rows: list[dict[str, Any]] = []
+    for (unit, method), circuit in found.circuit.items():
+        for prompt in range(len(circuit)):
+            for i, share in enumerate(found.shares.tolist()):
+                rows.append(
+                    {
+                        "prompt": prompt,
+                        "unit": unit,
+                        "method": method,
+                        "share": share,
+                        "size": round(share * int(found.sizes[unit][prompt])),
+                        "model": float(found.model[prompt]),
+                        "empty": float(found.empty[unit][prompt]),
+                        "circuit": float(circuit[prompt, i]),
+                        "complement": float(found.complement[unit, method][prompt, i]),
+                    }
+                )
+    return pa.Table.from_pylist(rows)
+
+
+def write_faithfulness(found: Faithfulness, out: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Writes `faithfulness.json`, `.parquet` and a figure a unit, whole or not at all.
+
+    Raises:
+        InputError: The place is taken.
+    """
+    import pyarrow.parquet as pq
+
+    with new_directory(out, overwrite, FAITHFULNESS) as new:
+        write_json(new / FAITHFULNESS, found.to_json())
+        pq.write_table(faithfulness_rows(found), new / "faithfulness.parquet")
+        for unit in found.empty:
+            for complete, name in ((False, "faithfulness"), (True, "completeness")):
+                with drawn(new / f"{name}-{unit}.png", 6.6, 4.2) as ax:
+                    curves(ax, found, unit, complete=complete)
+
+
+def curves(ax: "Axes", found: Faithfulness, unit: str, *, complete: bool) -> "Axes":
+    """Faithfulness, or completeness, against the share that a circuit has; bands are 95 % intervals over prompts."""
+    shares, ends = found.shares, (0.0, 1.0) if complete else (1.0, 0.0)
+    for end in ends:
+        ax.axhline(end, color=GREY, lw=0.7)
+    low, high = 0.0, 1.0
+    for number, method in enumerate(methods_of(found)):
+        estimates = found.curve(unit, method, complete=complete)
+        value, lower, upper = (np.array([getattr(e, name) for e in estimates]) for name in ("value", "low", "high"))
+        look: Any = {"color": COLOURS[number % len(COLOURS)], "ls": STYLES[number % len(STYLES)]}
+        ax.plot(shares, value, marker=MARKERS[number % len(MARKERS)], ms=3.5, lw=1.5, label=method, **look)
+        ax.fill_between(shares, lower, upper, color=look["color"], alpha=0.12, lw=0)
+        low, high = min(low, float(value.min())), max(high, float(value.max()))
+    name = "completeness: of the model without the circuit" if complete else "faithfulness"
+    smallest = float(shares[shares > 0].min())
+    ax.set_xscale("symlog", linthresh=smallest)
+    ticks = [s for s in shares.tolist() if s in (0.0, smallest, 0.1, 0.5, 1.0) or len(shares) < 8]
+    ax.set_xticks(ticks, [f"{100 * t:g}%" for t in ticks])
+    ax.minorticks_off()
+    margin = 0.12 * (high - low)
+    ax.set(
+        xlabel=f"share of {unit} in the circuit",
+        ylabel=name,
+        title=f"Circuits of {unit}, {found.settings['fill']} ablation, {len(found.model)} prompts",
+        ylim=(low - margin, high + margin),
+        xlim=(0, 1),
+    )
+    ax.legend(fontsize=8, loc="best")
+    return ax
