@@ -13,13 +13,15 @@ def read_labels(path: str | os.PathLike, graph: Graph) -> dict[tuple[str, int], 
     Raises:
         InputError: The file is missing, holds something else, or names an SAE that the graph lacks.
 
+    >>> import tempfile
     >>> from pathlib import Path
     >>> from jaxcircuits import load_bundle
     >>> from jaxcircuits.graph import build_graph
     >>> from jaxcircuits.report.explorer.labels import read_labels
     >>> graph = build_graph(load_bundle(), "The dog was", top_logits=2)
-    >>> _ = Path("names.json").write_text('{"blocks.0.mlp.hook_post": {"880": "colours"}}')
-    >>> read_labels("names.json", graph)
+    >>> file = Path(tempfile.mkdtemp(), "names.json")
+    >>> _ = file.write_text('{"blocks.0.mlp.hook_post": {"880": "colours"}}')
+    >>> read_labels(file, graph)
     {('blocks.0.mlp.hook_post', 880): 'colours'}
     """
     found = read_json(path, "labels")
