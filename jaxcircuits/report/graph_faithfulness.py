@@ -91,12 +91,12 @@ def write_faithfulness(found: Faithfulness, out: str | os.PathLike, *, overwrite
         pq.write_table(faithfulness_rows(found), new / "faithfulness.parquet")
         for unit in found.empty:
             for complete, name in ((False, "faithfulness"), (True, "completeness")):
-                with drawn(new / f"{name}-{unit}.png", 6.6, 4.2) as ax:
+                with drawn(new / f"{name}-{unit}.png", 7.6, 4.2) as ax:
                     curves(ax, found, unit, complete=complete)
 
 
 def curves(ax: "Axes", found: Faithfulness, unit: str, *, complete: bool) -> "Axes":
-    """Faithfulness, or completeness, against the share that a circuit has; bands are 95 % intervals over prompts."""
+    """Faithfulness, or completeness, against the share that a circuit has; the first way's with its interval."""
     shares, ends = found.shares, (0.0, 1.0) if complete else (1.0, 0.0)
     for end in ends:
         ax.axhline(end, color=GREY, lw=0.7)
@@ -106,9 +106,10 @@ def curves(ax: "Axes", found: Faithfulness, unit: str, *, complete: bool) -> "Ax
         value, lower, upper = (np.array([getattr(e, name) for e in estimates]) for name in ("value", "low", "high"))
         look: Any = {"color": COLOURS[number % len(COLOURS)], "ls": STYLES[number % len(STYLES)]}
         ax.plot(shares, value, marker=MARKERS[number % len(MARKERS)], ms=3.5, lw=1.5, label=method, **look)
-        ax.fill_between(shares, lower, upper, color=look["color"], alpha=0.12, lw=0)
+        if number == 0:  # the others' would hide each other; the table has every interval
+            ax.fill_between(shares, lower, upper, color=look["color"], alpha=0.15, lw=0, label="its 95 % interval")
         low, high = min(low, float(value.min())), max(high, float(value.max()))
-    name = "completeness: of the model without the circuit" if complete else "faithfulness"
+    name = "completeness (model without the circuit)" if complete else "faithfulness"
     smallest = float(shares[shares > 0].min())
     ax.set_xscale("symlog", linthresh=smallest)
     ticks = [s for s in shares.tolist() if s in (0.0, smallest, 0.1, 0.5, 1.0) or len(shares) < 8]
@@ -122,5 +123,5 @@ def curves(ax: "Axes", found: Faithfulness, unit: str, *, complete: bool) -> "Ax
         ylim=(low - margin, high + margin),
         xlim=(0, 1),
     )
-    ax.legend(fontsize=8, loc="best")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax

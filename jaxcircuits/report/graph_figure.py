@@ -86,7 +86,8 @@ def places(graph: Graph) -> Places:
         for i, node in enumerate(inside):
             line, at = divmod(i, IN_A_LINE)
             n = min(len(inside) - line * IN_A_LINE, IN_A_LINE)
-            x[node], y[node] = columns[p] + 0.85 * (at - (n - 1) / 2), heights[r] + 0.55 * line
+            aside = 0.42 * (line % 2) * (n == min(len(inside), IN_A_LINE))  # so that no edge runs through a node below
+            x[node], y[node] = columns[p] + 0.85 * (at - (n - 1) / 2) + aside, heights[r] + 0.55 * line
     ends = np.flatnonzero(nodes.are("logit"))
     total = widths.sum()
     step = 0.95

@@ -38,9 +38,6 @@ def mixed(dtype: Any = jnp.float64) -> Bundle:
     return tiny_bundle(cfg, dtype=dtype, saes=saes, processed=False)
 
 
-BUNDLES = {"plain": plain, "mixed": mixed}
-
-
 def prompt_of(bundle: Bundle, length: int = 9, seed: int = 0) -> np.ndarray:
     """Random tokens."""
     return np.asarray(random_tokens(bundle.cfg, length, seed=seed))
@@ -49,8 +46,3 @@ def prompt_of(bundle: Bundle, length: int = 9, seed: int = 0) -> np.ndarray:
 def sums(graph: Graph) -> np.ndarray:
     """What the edges into each node add up to, with those that are cut."""
     return np.bincount(graph.target, graph.weight, len(graph.nodes)) + graph.nodes.cut
-
-
-def weights_between(graph: Graph, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Dense weights `[target, source]` between nodes of these numbers."""
-    return graph.adjacency().toarray()[np.ix_(targets, sources)]

@@ -1,6 +1,6 @@
 """The edges of a graph: complete, equal to what others compute, and true of the model."""
 
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,35 +10,24 @@ import pytest
 
 from jaxcircuits.attribution import attribute
 from jaxcircuits.attribution.frozen import gelu_line
-from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
-from jaxcircuits.graph import Graph, build_graph
+from jaxcircuits.graph import KINDS, build_graph
 from jaxcircuits.model import forward, hook_names, side_by_side
 from jaxcircuits.sae import pre_activations
-from tests.graph.cases import BUNDLES, MLP0, MLP1, mixed, plain, prompt_of, sums
+from tests.graph.cases import MLP0, MLP1, plain, prompt_of, sums
+from tests.graph.conftest import Case
 from tests.graph.independent import Detached
 from tests.helpers import TOLERANCES
 
 TOLERANCE = TOLERANCES["methods"]["float64"]
 
 
-@pytest.fixture(scope="module", params=list(BUNDLES))
-def case(request: pytest.FixtureRequest) -> Iterator[tuple[Bundle, np.ndarray, Graph]]:
-    with jax.enable_x64(True):
-        bundle = BUNDLES[request.param]()
-        tokens = prompt_of(bundle)
-        yield bundle, tokens, build_graph(bundle, tokens)
+@pytest.fixture(params=["plain", "mixed"])
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.getfixturevalue(f"{request.param}_case")
 
 
-@pytest.fixture(scope="module")
-def shipped_like() -> Iterator[tuple[Bundle, np.ndarray, Graph]]:
-    with jax.enable_x64(True):
-        bundle = plain()
-        tokens = prompt_of(bundle)
-        yield bundle, tokens, build_graph(bundle, tokens, include_bos=True)
-
-
-def test_frozen_edges_add_up_to_every_node(case: tuple[Bundle, np.ndarray, Graph]) -> None:
+def test_frozen_edges_add_up_to_every_node(case: Case) -> None:
     _, _, graph = case
     ends = graph.nodes.are("feature", "logit")
     size = np.abs(graph.nodes.value[ends]).max()
@@ -47,13 +36,13 @@ def test_frozen_edges_add_up_to_every_node(case: tuple[Bundle, np.ndarray, Graph
     assert np.abs(graph.nodes.unexplained).max() <= TOLERANCE * size
     assert not graph.nodes.cut.any()
     assert not np.isin(graph.target, np.flatnonzero(~ends)).any()
-    kinds = {"token", "position", "bias", "gelu", "error", "rest", "feature", "logit"}
+    kinds = set(KINDS) - ({"rest"} if graph.settings["include_bos"] else set())
     assert set(graph.nodes.kind.tolist()) == kinds
     for kind in kinds - {"logit"}:
         assert np.abs(graph.weight[graph.nodes.are(kind)[graph.source]]).max() > 1e-3, kind
 
 
-def test_nodes_are_what_the_model_holds(case: tuple[Bundle, np.ndarray, Graph]) -> None:
+def test_nodes_are_what_the_model_holds(case: Case) -> None:
     bundle, tokens, graph = case
     nodes = graph.nodes
     reads = {name: sae.cfg.hook_name for name, sae in bundle.saes.items()}
@@ -67,14 +56,14 @@ def test_nodes_are_what_the_model_holds(case: tuple[Bundle, np.ndarray, Graph]) 
             np.testing.assert_allclose(nodes.value[mine], pre[nodes.pos[mine], nodes.feature[mine]], atol=1e-12)
             assert nodes.value[mine].min() > 0
             if bundle.saes[name].cfg.activation == "relu":
-                assert mine.sum() == (pre[1:] > 0).sum()  # BOS is left out
+                assert mine.sum() == (pre[int(not graph.settings["include_bos"]) :] > 0).sum()
         centred = np.asarray(logits[-1] - logits[-1].mean())
     ends = nodes.are("logit")
     np.testing.assert_allclose(nodes.value[ends], centred[nodes.feature[ends]], atol=1e-12)
     assert (np.diff(nodes.probability[ends]) <= 0).all()
 
 
-def test_edges_lead_forwards_and_are_sorted(case: tuple[Bundle, np.ndarray, Graph]) -> None:
+def test_edges_lead_forwards_and_are_sorted(case: Case) -> None:
     _, _, graph = case
     assert (graph.source < graph.target).all()
     order = graph.target.astype(np.int64) * len(graph.nodes) + graph.source
@@ -83,8 +72,8 @@ def test_edges_lead_forwards_and_are_sorted(case: tuple[Bundle, np.ndarray, Grap
     assert ((pos[graph.source] <= pos[graph.target]) | (pos[graph.source] < 0)).all()
 
 
-def test_same_as_pytorch_with_everything_else_detached(shipped_like: tuple[Bundle, np.ndarray, Graph]) -> None:
-    bundle, tokens, graph = shipped_like
+def test_same_as_pytorch_with_everything_else_detached(plain_case: Case) -> None:
+    bundle, tokens, graph = plain_case
     nodes, other = graph.nodes, Detached(bundle, tokens)
     dense = graph.adjacency().toarray()
     ends = np.flatnonzero(nodes.are("feature", "logit"))
@@ -109,10 +98,10 @@ def test_same_as_pytorch_with_everything_else_detached(shipped_like: tuple[Bundl
 
 
 @pytest.mark.parametrize("derivative", ["frozen", pytest.param("exact", marks=pytest.mark.slow)])
-def test_feature_edges_are_those_of_attribute(derivative: str, x64: None) -> None:
-    bundle = mixed()
-    tokens = prompt_of(bundle)
-    graph = build_graph(bundle, tokens, derivative=derivative, logits=[1])
+def test_feature_edges_are_those_of_attribute(derivative: str, mixed_case: Case, x64: None) -> None:
+    bundle, tokens, graph = mixed_case
+    if derivative != "frozen":
+        graph = build_graph(bundle, tokens, derivative=derivative)
     nodes, dense = graph.nodes, graph.adjacency().toarray()
     for source, target in (("mlp", "stream"), ("transcoder", "stream")):
         asked = {"derivative": derivative, "through": "direct", "positions": "all", "completeness": False}
@@ -133,43 +122,45 @@ def test_feature_edges_are_those_of_attribute(derivative: str, x64: None) -> Non
 
 
 @pytest.mark.parametrize("derivative", ["frozen", "exact"])
-def test_a_change_of_an_embedding_does_what_edges_say(derivative: str, x64: None) -> None:
+def test_a_change_of_an_embedding_does_what_edges_say(derivative: str, plain_case: Case, x64: None) -> None:
     """The model is run with one embedding scaled, features between held; frozen: patterns and scales too."""
-    bundle = plain()
-    tokens = prompt_of(bundle)
-    graph = build_graph(bundle, tokens, derivative=derivative, logits=[3, 4])
+    bundle, tokens, graph = plain_case
+    if derivative != "frozen":
+        graph = build_graph(bundle, tokens, derivative=derivative, include_bos=True)
     nodes, dense = graph.nodes, graph.adjacency().toarray()
     names = hook_names(bundle.cfg)
-    _, acts = forward(bundle.params, bundle.cfg, jnp.asarray(tokens), taps=[n for n in names if "result" not in n])
-    held: dict[str, Any] = {}
-    if derivative == "frozen":
-        held = {n: acts[n] for n in names if n.endswith((".hook_pattern", ".hook_scale"))}
+    pres = [f"blocks.{layer}.mlp.hook_pre" for layer in range(2)]
+    patterns = [n for n in names if n.endswith((".hook_pattern", ".hook_scale"))]
+    taps = ["hook_embed", MLP0, MLP1, *pres, *patterns]
+    acts = jax.jit(lambda t: forward(bundle.params, bundle.cfg, t, taps=taps)[1])(jnp.asarray(tokens))
+    held: dict[str, Any] = {n: acts[n] for n in patterns} if derivative == "frozen" else {}
 
     def line(name):
         slope, constant = gelu_line(acts[name], "tangent")
         seen = []
         return lambda u: seen.append(u) or u, lambda _: slope * seen.pop() + constant
 
-    def values(factor: float, number: int) -> np.ndarray:
-        """Everything that SAE `number`, or logits, hold when the embedding at position 2 is scaled."""
+    @partial(jax.jit, static_argnums=1)
+    def values(factor: Any, number: int) -> Any:
+        """Everything that SAE `number`, or the logits, hold when the embedding at position 2 is scaled."""
         edits = dict(held) | {"hook_embed": acts["hook_embed"].at[2].multiply(factor)}
         for layer, hook in enumerate((MLP0, MLP1)):
             if layer < number:
                 edits[hook] = acts[hook]
             elif derivative == "frozen" and layer == number:
-                edits[f"blocks.{layer}.mlp.hook_pre"], edits[hook] = line(f"blocks.{layer}.mlp.hook_pre")
+                edits[pres[layer]], edits[hook] = line(pres[layer])
         logits, found = forward(bundle.params, bundle.cfg, jnp.asarray(tokens), taps=(MLP0, MLP1), edits=edits)
         if number == 2:
             assert logits is not None
-            return np.asarray(logits[-1] - logits[-1].mean())
+            return logits[-1] - logits[-1].mean()
         hook = (MLP0, MLP1)[number]
-        return np.asarray(pre_activations(bundle.saes[hook], found[hook]))
+        return pre_activations(bundle.saes[hook], found[hook])
 
     (token,) = np.flatnonzero(nodes.are("token") & (nodes.pos == 2))
     # Frozen: linear, so a large change is as good as a small one.
     step = 0.5 if derivative == "frozen" else 1e-5
     for number in range(3):
-        change = (values(1 + step, number) - values(1 - step, number)) / (2 * step)
+        change = np.asarray(values(1 + step, number) - values(1 - step, number)) / (2 * step)
         if number == 2:
             ends = np.flatnonzero(nodes.are("logit"))
             expected = change[nodes.feature[ends]]
@@ -181,24 +172,24 @@ def test_a_change_of_an_embedding_does_what_edges_say(derivative: str, x64: None
         assert np.abs(dense[ends, token] - expected).max() <= tolerance * np.abs(dense[ends]).max()
 
 
-def test_integrated_edges_make_up_the_rise(x64: None) -> None:
-    bundle = plain()
-    tokens = prompt_of(bundle, 7)
+def test_integrated_edges_make_up_the_rise(plain_case: Case, x64: None) -> None:
+    bundle, tokens, _ = plain_case
     errors = []
     for points in (2, 24):
-        graph = build_graph(bundle, tokens, derivative="integrated", points=points, logits=[3])
+        graph = build_graph(bundle, tokens, derivative="integrated", points=points, include_bos=True)
         ends = graph.nodes.are("feature", "logit")
         rise = graph.nodes.value - graph.nodes.baseline
         errors.append(np.abs(sums(graph) - rise)[ends].max() / np.abs(rise[ends]).max())
         np.testing.assert_allclose(graph.nodes.unexplained[ends], (rise - sums(graph))[ends], atol=1e-12)
     assert errors[1] < 1e-4 < errors[0]
-    assert set(graph.nodes.kind[graph.source].tolist()) <= {"token", "feature", "rest"}
+    assert set(graph.nodes.kind[graph.source].tolist()) == {"token", "feature"}
 
 
 @pytest.mark.parametrize("derivative", ["frozen", pytest.param("exact", marks=pytest.mark.slow)])
-def test_parts_add_up(derivative: str, x64: None) -> None:
-    bundle = plain()
-    graph = build_graph(bundle, prompt_of(bundle, 7), derivative=derivative, parts=True, logits=[3])
+def test_parts_add_up(derivative: str, mixed_case: Case, x64: None) -> None:
+    bundle, tokens, graph = mixed_case
+    if derivative != "frozen":
+        graph = build_graph(bundle, tokens, derivative=derivative, parts=True)
     names = ["residual", "value"] if derivative == "frozen" else ["residual", "value", "query", "key"]
     assert list(graph.parts) == names
     size = np.abs(graph.weight).max()
@@ -230,8 +221,8 @@ def test_parts_are_those_of_attribute(derivative: str, x64: None) -> None:
         np.testing.assert_allclose(mine, theirs, atol=1e-6 * np.abs(graph.weight).max())
 
 
-def test_what_is_cut_is_summed(shipped_like: tuple[Bundle, np.ndarray, Graph]) -> None:
-    bundle, tokens, whole = shipped_like
+def test_what_is_cut_is_summed(plain_case: Case) -> None:
+    bundle, tokens, whole = plain_case
     size = np.nanmax(np.abs(whole.nodes.value))
     with jax.enable_x64(True):
         for asked in ({"top_k": 5}, {"min_weight": 0.1}, {"top_k": 4, "min_weight": 0.2}):
@@ -243,12 +234,12 @@ def test_what_is_cut_is_summed(shipped_like: tuple[Bundle, np.ndarray, Graph]) -
             assert 0 < len(graph.weight) < len(whole.weight)
 
 
-def test_features_that_are_no_nodes_are_the_rest(shipped_like: tuple[Bundle, np.ndarray, Graph]) -> None:
-    bundle, tokens, whole = shipped_like
+def test_features_that_are_no_nodes_are_the_rest(plain_case: Case) -> None:
+    bundle, tokens, whole = plain_case
     size = np.nanmax(np.abs(whole.nodes.value))
     assert not whole.nodes.are("rest").any()
     with jax.enable_x64(True):
-        for asked in ({"max_features": 20}, {"threshold": 0.8}, {"include_bos": False}):
+        for asked in ({"max_features": 100}, {"threshold": 0.1}, {"include_bos": False}):
             graph = build_graph(bundle, tokens, **({"include_bos": True} | asked))
             features = graph.nodes.are("feature")
             assert 0 < features.sum() < whole.nodes.are("feature").sum()
@@ -258,13 +249,14 @@ def test_features_that_are_no_nodes_are_the_rest(shipped_like: tuple[Bundle, np.
     assert features.sum() > 20
 
 
-def test_a_difference_of_logits(shipped_like: tuple[Bundle, np.ndarray, Graph]) -> None:
-    bundle, tokens, _ = shipped_like
+def test_a_difference_of_logits(plain_case: Case) -> None:
+    bundle, tokens, _ = plain_case
     with jax.enable_x64(True):
-        both, one = build_graph(bundle, tokens, logits=[5, 7]), build_graph(bundle, tokens, difference=(5, 7))
+        both, one = (
+            build_graph(bundle, tokens, include_bos=True, **a) for a in ({"logits": [5, 7]}, {"difference": (5, 7)})
+        )
     rows = {int(both.nodes.feature[i]): both.adjacency().toarray()[i] for i in (-1, -2)}
     difference = one.adjacency().toarray()[-1]
-    # The same nodes in the same order but for the logits; b_U has no edge into the first of its two rows only if zero.
     np.testing.assert_allclose(difference[:-1], (rows[5] - rows[7])[:-2], atol=1e-12)
     assert one.label(len(one.nodes) - 1).startswith("logit ")
 
