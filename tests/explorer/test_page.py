@@ -78,6 +78,7 @@ def test_nothing_ends_a_script_or_leaves_the_page() -> None:
     text = page(content(graph, [card()], labels), "</title><script>hacked=4</script>")
     assert text.count("<script") == text.count("</script>") == 3
     assert text.count("</title>") == 1
+    assert EXPLORER.joinpath("vendor/LICENSE").read_text(encoding="utf-8") in text
     data = carried(text)
     assert data["tokens"] == list(HOSTILE) and list(data["labels"].values()) == list(labels.values())
     assert data["cards"]["0:0"]["examples"][0]["tokens"][1] == "<b>peak</b>" == data["cards"]["0:0"]["peak"]

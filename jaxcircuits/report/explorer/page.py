@@ -38,7 +38,8 @@ def page(data: Mapping[str, Any], title: str) -> str:
     def part(name: str) -> str:
         return here.joinpath(name).read_text(encoding="utf-8")
 
-    style, library = part("explorer.css"), part("vendor/d3.min.js")
+    style = part("explorer.css")
+    library = f"/*\n{part('vendor/LICENSE')}*/\n{part('vendor/d3.min.js')}"  # each copy carries its licence
     script = "\n".join(part(f"scripts/{name}.js") for name in SCRIPTS)
     policy = (
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "

@@ -5,6 +5,17 @@ const LYING = 30; // height of the tokens at the bottom
 const UPRIGHT = 84; // and where columns are too narrow for them
 const FONT = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', sans-serif";
 
+// Corners of each kind's shape, in radii; the others are round.
+const box = (width, height) => [[-width, -height], [width, -height], [width, height], [-width, height]];
+const CORNERS = {
+  token: box(1, 1),
+  position: box(0.85, 0.85),
+  logit: box(1.6, 0.9),
+  error: [[0, -1.25], [1.25, 0], [0, 1.25], [-1.25, 0]],
+  bias: [[-1.1, 0.8], [1.1, 0.8], [0, -1]],
+  gelu: [[-1.1, -0.8], [1.1, -0.8], [0, 1]],
+};
+
 class Painter {
   constructor(graph, selection, stage) {
     Object.assign(this, { graph, selection, stage });
@@ -20,7 +31,7 @@ class Painter {
     const probe = document.createElement("i");
     document.body.append(probe);
     this.colour = {};
-    for (const name of ["paper", "raised", "band", "ink", "muted", "rule", "node", "positive", "negative"]) {
+    for (const name of ["paper", "band", "ink", "muted", "rule", "node", "positive", "negative"]) {
       probe.style.color = `var(--${name})`;
       this.colour[name] = getComputedStyle(probe).color;
     }
@@ -66,6 +77,7 @@ class Painter {
   request() {
     cancelAnimationFrame(this.next);
     this.painted = 0;
+    this.points = this.world.place.map((point) => this.transform.apply(point));
     this.next = requestAnimationFrame(() => this.paint());
   }
 
@@ -73,7 +85,6 @@ class Painter {
     this.paintGround();
     this.start(this.edges);
     this.edges.globalCompositeOperation = "destination-over";
-    this.points = this.world.place.map((point) => this.transform.apply(point));
     this.slice();
     this.paintNodes();
   }
@@ -83,7 +94,6 @@ class Painter {
     context.globalCompositeOperation = "source-over";
     context.globalAlpha = 1;
     context.clearRect(0, 0, this.width, this.height);
-    context.lineCap = "butt";
   }
 
   paintGround() {
@@ -156,7 +166,7 @@ class Painter {
     for (const node of drawn.toReversed()) {
       const lit = near ? near.has(node) : linked.has(node) || graph.kindOf(node) === "token";
       context.globalAlpha = lit || node === focus ? 1 : 0.22;
-      this.shape(context, node, ...this.points[node]);
+      this.shape(context, node);
     }
     context.globalAlpha = 1;
     for (const node of [selection.node, focus]) {
@@ -172,15 +182,20 @@ class Painter {
     this.strip();
   }
 
-  shape(context, node, x, y, radius = this.radius(node)) {
+  shape(context, node) {
     const kind = this.graph.kindOf(node);
-    const path = new Path2D(shapes[kind](x, y, radius));
+    const [x, y] = this.points[node];
+    const r = this.radius(node);
+    context.beginPath();
+    if (kind in CORNERS) for (const [right, down] of CORNERS[kind]) context.lineTo(x + r * right, y + r * down);
+    else context.arc(x, y, r, 0, 2 * Math.PI);
+    context.closePath();
     const solid = ["feature", "token", "logit"].includes(kind);
     context.fillStyle = solid ? this.colour.node : this.colour.paper;
     context.strokeStyle = solid ? this.colour.paper : this.colour.node;
     context.lineWidth = solid ? 1 : 1.3;
-    context.fill(path);
-    context.stroke(path);
+    context.fill();
+    context.stroke();
   }
 
   // Names of nodes where there is room, the most important first.
@@ -282,14 +297,3 @@ class Painter {
     }
   }
 }
-
-const shapes = {
-  feature: (x, y, r) => `M${x - r},${y}a${r},${r} 0 1 0 ${2 * r},0a${r},${r} 0 1 0 ${-2 * r},0Z`,
-  token: (x, y, r) => `M${x - r},${y - r}h${2 * r}v${2 * r}h${-2 * r}Z`,
-  logit: (x, y, r) => `M${x - 1.6 * r},${y - 0.9 * r}h${3.2 * r}v${1.8 * r}h${-3.2 * r}Z`,
-  position: (x, y, r) => `M${x - 0.85 * r},${y - 0.85 * r}h${1.7 * r}v${1.7 * r}h${-1.7 * r}Z`,
-  error: (x, y, r) => `M${x},${y - 1.25 * r}l${1.25 * r},${1.25 * r}l${-1.25 * r},${1.25 * r}l${-1.25 * r},${-1.25 * r}Z`,
-  rest: (x, y, r) => `M${x - r},${y}a${r},${r} 0 1 0 ${2 * r},0a${r},${r} 0 1 0 ${-2 * r},0Z`,
-  bias: (x, y, r) => `M${x - 1.1 * r},${y + 0.8 * r}h${2.2 * r}l${-1.1 * r},${-1.8 * r}Z`,
-  gelu: (x, y, r) => `M${x - 1.1 * r},${y - 0.8 * r}h${2.2 * r}l${-1.1 * r},${1.8 * r}Z`,
-};

@@ -13,6 +13,7 @@ class Pointer {
     this.zoom = d3.zoom().scaleExtent([0.1, 20]).clickDistance(4).on("zoom", ({ transform }) => {
       painter.transform = transform;
       this.tree = null;
+      onHover(null);
       painter.request();
     });
     d3.select(this.canvas)
