@@ -20,6 +20,7 @@ from jaxcircuits.cli import (
     top,
     train,
     validate,
+    view,
 )
 from jaxcircuits.cli.common import Parser
 from jaxcircuits.errors import InputError
@@ -67,6 +68,20 @@ def parser() -> argparse.ArgumentParser:
     line = Parser(prog="jaxcircuits", description="Which SAE features drive which: exactly, for every active feature.")
     line.add_argument("--version", action="version", version=f"jaxcircuits {version('jaxcircuits')}")
     commands = line.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (attribute, graph, top, study, validate, evaluate, features, generate, convert, export, train, info):
+    for command in (
+        attribute,
+        graph,
+        view,
+        top,
+        study,
+        validate,
+        evaluate,
+        features,
+        generate,
+        convert,
+        export,
+        train,
+        info,
+    ):
         command.add(commands)
     return line

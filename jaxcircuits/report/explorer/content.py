@@ -1,0 +1,219 @@
+"""What the page carries: a graph as columns of short numbers, nodes in rows by layer, edges strongest first."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxcircuits.evaluation import FeatureSummary
+from jaxcircuits.graph import KINDS, Graph, influence, scores
+from jaxcircuits.graph.influence import CONSTANT, logit_weights
+
+SHOWN = 1000
+"""Edges that a page draws when it opens: what a person can still read."""
+
+DIGITS = 5
+"""Significant digits of every number: the page shows three."""
+
+KIND_NAMES = {
+    "token": "tokens",
+    "position": "positions",
+    "bias": "biases",
+    "gelu": "GELU constants",
+    "error": "SAE errors",
+    "rest": "other features",
+    "feature": "features",
+    "logit": "logits",
+}
+
+Labels = Mapping[tuple[str, int], str]
+"""Names that people gave to features, by SAE and number."""
+
+
+def content(
+    graph: Graph,
+    cards: Sequence[FeatureSummary] = (),
+    labels: Labels | None = None,
+    *,
+    shown: int = SHOWN,
+    corpus: str = "the corpus",
+    card_note: str = "",
+) -> dict[str, Any]:
+    """A graph as the page's data, JSON-able.
+
+    Args:
+        graph: Any graph, whole or pruned.
+        cards: Descriptions of some of its features.
+        labels: Names of some of them.
+        shown: Edges drawn at first, the strongest by |weight|.
+        corpus: What the descriptions were read from, in words.
+        card_note: What stands where a feature has no description.
+
+    >>> from jaxcircuits import load_bundle
+    >>> from jaxcircuits.graph import build_graph, prune
+    >>> from jaxcircuits.report.explorer import content
+    >>> data = content(prune(build_graph(load_bundle(), "The dog was", top_logits=2)))
+    >>> [row["title"] for row in data["rows"]], data["tokens"][1:]
+    (['embeddings', 'layer 0', 'layer 1', 'logits'], ['The', ' dog', ' was'])
+    """
+    nodes = graph.nodes
+    important = importance(graph)
+    ranked = np.argsort(-np.abs(graph.weight), kind="stable")
+    logits = bool(nodes.are("logit").any())
+    kinds = [kind for kind in KINDS if (nodes.kind == kind).any()]
+    return {
+        "about": _about(graph),
+        "importance": "influence" if logits else "strength",
+        "ranked_by": "influence on the logits" if logits else "sum of |weight| in and out",
+        "corpus": corpus,
+        "card_note": card_note,
+        "shown": shown,
+        "hidden": [kind for kind in CONSTANT if kind in kinds],
+        "kind_names": {kind: KIND_NAMES[kind] for kind in kinds},
+        "tokens": list(graph.token_strings),
+        "saes": list(graph.saes),
+        "rows": rows_of(graph),
+        "kinds": kinds,
+        "nodes": {
+            "kind": [kinds.index(kind) for kind in nodes.kind],
+            "sae": nodes.sae.tolist(),
+            "row": row_of_each(graph),
+            "pos": nodes.pos.tolist(),
+            "feature": nodes.feature.tolist(),
+            "name": [graph.label(node) for node in range(len(nodes))],
+            "short": [_short_name(graph, node) for node in range(len(nodes))],
+            "place": [_place(graph, node) for node in range(len(nodes))],
+            "importance": short(important),
+            **{name: short(getattr(nodes, name)) for name in ("value", "probability", "cut", "unexplained")},
+        },
+        "edges": {
+            "source": graph.source[ranked].tolist(),
+            "target": graph.target[ranked].tolist(),
+            "weight": short(graph.weight[ranked]),
+            "parts": {name: short(part[ranked]) for name, part in graph.parts.items()},
+        },
+        "cards": {f"{graph.saes.index(card.sae)}:{card.feature}": _card(card) for card in cards},
+        "labels": {
+            f"{graph.saes.index(sae)}:{feature}": text
+            for (sae, feature), text in (labels or {}).items()
+            if sae in graph.saes
+        },
+    }
+
+
+def importance(graph: Graph) -> Float[np.ndarray, "node"]:
+    """Influence on the logits, a logit's being its own weight; in a graph without logits the sum of |weight|."""
+    if graph.nodes.are("logit").any():
+        return influence(graph) + logit_weights(graph)
+    size, n = np.abs(graph.weight), len(graph.nodes)
+    return np.bincount(graph.source, size, n) + np.bincount(graph.target, size, n)
+
+
+def rows_of(graph: Graph) -> list[dict[str, str]]:
+    """The rows of the drawing from the bottom: embeddings, a row an SAE, logits."""
+    nodes = graph.nodes
+    rows = [_row("embeddings")] if nodes.are("token", "position").any() else []
+    for number, name in enumerate(graph.saes):
+        layers = nodes.layer[(nodes.sae == number) & nodes.are("feature", "error", "rest")]
+        first, _, rest = name.partition(".")
+        short_name = rest.partition(".")[2] if first == "blocks" else name
+        rows.append(_row(f"layer {layers[0]}" if len(layers) else name, short_name, name))
+    return rows + ([_row("logits")] if nodes.are("logit").any() else [])
+
+
+def row_of_each(graph: Graph) -> list[int]:
+    """Row of each node. A constant of a layer stands with the first SAE that can read it."""
+    nodes = graph.nodes
+    below = int(nodes.are("token", "position").any())
+    top = below + len(graph.saes) - 1 + int(nodes.are("logit").any())
+    layer_of = [nodes.layer[(nodes.sae == s) & nodes.are("feature", "error")] for s in range(len(graph.saes))]
+    found = []
+    for kind, sae, layer in zip(nodes.kind.tolist(), nodes.sae.tolist(), nodes.layer.tolist(), strict=True):
+        if sae >= 0:
+            found.append(below + sae)
+        elif kind == "logit":
+            found.append(top)
+        elif layer < 0:
+            found.append(0)
+        else:
+            later = [below + s for s, layers in enumerate(layer_of) if len(layers) and layers[0] >= layer]
+            found.append(later[0] if later else top)
+    return found
+
+
+def short(values: Float[np.ndarray, "n"]) -> list[float | int | None]:
+    """Numbers with few digits; what is not finite is null.
+
+    >>> import numpy as np
+    >>> from jaxcircuits.report.explorer.content import short
+    >>> short(np.array([0.123456789, 2.0, np.nan]))
+    [0.12346, 2, None]
+    """
+    found: list[float | int | None] = []
+    for value in values.tolist():
+        rounded = float(f"{value:.{DIGITS}g}")
+        found.append(None if not np.isfinite(rounded) else int(rounded) if rounded.is_integer() else rounded)
+    return found
+
+
+def _short_name(graph: Graph, node: int) -> str:
+    """A node's name where its place is said elsewhere."""
+    kind, sae = str(graph.nodes.kind[node]), int(graph.nodes.sae[node])
+    if kind == "bias":
+        name = graph.label(node)
+        return name.removeprefix(f"{graph.saes[sae]} ") if sae >= 0 else re.sub(r"^blocks\.\d+\.", "", name)
+    names = {"token": "token", "position": "position", "gelu": "GELU constant", "error": "SAE error"}
+    names |= {"rest": "other features", "feature": f"#{graph.nodes.feature[node]}"}
+    return names.get(kind) or graph.label(node).removeprefix("logit ")
+
+
+def _place(graph: Graph, node: int) -> str:
+    """Where a node is: token, and layer where its kind does not say it."""
+    pos, layer = int(graph.nodes.pos[node]), int(graph.nodes.layer[node])
+    words = [] if pos < 0 else [f"{pos} {graph.token_strings[pos].strip()}"]
+    if layer >= 0 and graph.nodes.kind[node] != "logit":
+        words.append(f"layer {layer}")
+    return " · ".join(words)
+
+
+def _row(title: str, detail: str = "", name: str = "") -> dict[str, str]:
+    return {"title": title, "detail": detail if detail != title else "", "name": name or title}
+
+
+def _about(graph: Graph) -> str:
+    """The graph in one line."""
+    asked, nodes = graph.settings, graph.nodes
+    words = [f"{asked['derivative']} derivative"] if "derivative" in asked else []
+    words += [f"{len(nodes):,} nodes", f"{len(graph.weight):,} edges"]
+    if asked.get("pruned"):
+        words.append("pruned")
+    if nodes.are("logit").any():
+        found = scores(graph)
+        words += [f"replacement {found.replacement:.2f}", f"completeness {found.completeness:.2f}"]
+    return " · ".join([*words, f"jaxcircuits {asked.get('versions', {}).get('jaxcircuits', '')}".strip()])
+
+
+def _card(card: FeatureSummary) -> dict[str, Any]:
+    """A description of a feature; activations of an example only where there are some."""
+    peaks = [example.tokens[example.at].strip() for example in card.examples]
+    return {
+        "density": short(np.array([card.density]))[0],
+        "max": short(np.array([card.max_activation]))[0],
+        "peak": max(peaks, key=peaks.count) if peaks else "",
+        "promoted": _with_numbers(card.promoted),
+        "suppressed": _with_numbers(card.suppressed),
+        "examples": [
+            {
+                "at": example.at,
+                "tokens": example.tokens,
+                "acts": [[i, short(np.array([a]))[0]] for i, a in enumerate(example.activations) if a > 0],
+            }
+            for example in card.examples
+        ],
+    }
+
+
+def _with_numbers(pairs: Sequence[tuple[str, float]]) -> list[list[Any]]:
+    return [[text, short(np.array([number]))[0]] for text, number in pairs]
