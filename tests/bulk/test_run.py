@@ -46,7 +46,7 @@ def test_the_strongest_edges_are_the_strongest(run) -> None:
 
 def test_the_record_names_everything(bundle, run) -> None:
     record = json.loads(Path("run/run.json").read_text())
-    assert record["schema"] == 2
+    assert record["schema"] == 3
     assert record["settings"]["precision"] == "highest"
     assert record["bundle"]["sha256"] == bundle.manifest["sha256"]
     assert set(record) >= {"settings", "versions", "device", "inputs", "plan", "parts", "prompts"}
