@@ -89,5 +89,5 @@ def test_damage_and_absence_are_said(run) -> None:
     with pytest.raises(InputError, match="damaged"):
         _ = load_run("run").edges
     Path("run/run.json").write_text('{"schema": 99}')
-    with pytest.raises(InputError, match="schema 2"):
+    with pytest.raises(InputError, match="schema 3"):
         load_run("run")
