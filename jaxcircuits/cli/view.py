@@ -28,6 +28,7 @@ jaxcircuits graph --prompt "The dog was happy." --out runs/dog && jaxcircuits vi
 jaxcircuits view runs/dog --node-threshold 0.8 --out pruned.html
 jaxcircuits view runs/dog --out dog.html --corpus stories.txt --cards 50
 jaxcircuits view runs/dog --labels names.json --overwrite
+jaxcircuits view runs/dog --no-cards --heat-map heat.svg --edge-values edges.svg --overwrite
 jaxcircuits view runs/stories --prompt-row 3 --out third.html    # a run of jaxcircuits attribute""",
     )
     sub.add_argument("dir", type=named, metavar="DIR", help="what jaxcircuits graph or attribute wrote")
@@ -45,12 +46,16 @@ jaxcircuits view runs/stories --prompt-row 3 --out third.html    # a run of jaxc
     cards.add_argument("--cards", type=count, default=200, metavar="N", help="the N most important (default 200)")
     cards.add_argument("--examples", type=count, default=4, metavar="N", help="of each (default 4)")
     cards.add_argument("--no-cards", action="store_true", help="none: no model is run")
+    figures = sub.add_argument_group("figures besides the page: .png, .svg or .pdf")
+    figures.add_argument("--heat-map", type=named, metavar="FILE", help="what each token gives to logits and features")
+    figures.add_argument("--edge-values", type=named, metavar="FILE", help="how large the edges are")
     sub.add_argument("--quiet", action="store_true", help="no progress bar, nothing printed")
-    sub.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+    sub.add_argument("--overwrite", action="store_true", help="replace what is at --out and at figures' names")
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
+    from jaxcircuits.report.edge_figures import check_figures, draw_edge_values, draw_heat_map
     from jaxcircuits.report.explorer import content, write_page
     from jaxcircuits.report.explorer.labels import read_labels
     from jaxcircuits.report.explorer.page import check_page
@@ -58,12 +63,17 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out or Path(args.dir) / PAGE)
     graph = _pruned(_graph(args), args)
     check_page(out, overwrite=args.overwrite)
+    check_figures((args.heat_map, args.edge_values), overwrite=args.overwrite)
     labels = read_labels(args.labels, graph) if args.labels else None
     cards = [] if args.no_cards or not args.cards else _cards(graph, args)
     corpus = "the shipped stories" if args.corpus is None else Path(args.corpus).name
     note = f"Only the {len(cards):,} most important features are described." if cards else ""
     data = content(graph, cards, labels, shown=args.shown, corpus=corpus, card_note=note)
     size = write_page(out, data, "".join(graph.token_strings), overwrite=args.overwrite)
+    if args.heat_map:
+        draw_heat_map(Path(args.heat_map), graph)
+    if args.edge_values:
+        draw_edge_values(Path(args.edge_values), graph)
     if not args.quiet:
         print(f"{len(graph.nodes):,} nodes, {len(graph.weight):,} edges, {len(cards):,} features described")
         print(f"written to {out} ({size / 1e6:.1f} MB); open it in a browser")

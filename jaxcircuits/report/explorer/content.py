@@ -83,8 +83,8 @@ def content(
             "pos": nodes.pos.tolist(),
             "feature": nodes.feature.tolist(),
             "name": [graph.label(node) for node in range(len(nodes))],
-            "short": [_short_name(graph, node) for node in range(len(nodes))],
-            "place": [_place(graph, node) for node in range(len(nodes))],
+            "short": [short_name(graph, node) for node in range(len(nodes))],
+            "place": [place_of(graph, node) for node in range(len(nodes))],
             "importance": short(important),
             **{name: short(getattr(nodes, name)) for name in ("value", "probability", "cut", "unexplained")},
         },
@@ -158,7 +158,7 @@ def short(values: Float[np.ndarray, "n"]) -> list[float | int | None]:
     return found
 
 
-def _short_name(graph: Graph, node: int) -> str:
+def short_name(graph: Graph, node: int) -> str:
     """A node's name where its place is said elsewhere."""
     kind, sae = str(graph.nodes.kind[node]), int(graph.nodes.sae[node])
     if kind == "bias":
@@ -169,7 +169,7 @@ def _short_name(graph: Graph, node: int) -> str:
     return names.get(kind) or graph.label(node).removeprefix("logit ")
 
 
-def _place(graph: Graph, node: int) -> str:
+def place_of(graph: Graph, node: int) -> str:
     """Where a node is: token, and layer where its kind does not say it."""
     pos, layer = int(graph.nodes.pos[node]), int(graph.nodes.layer[node])
     words = [] if pos < 0 else [f"{pos} {graph.token_strings[pos].strip()}"]
