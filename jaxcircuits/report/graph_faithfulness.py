@@ -70,7 +70,7 @@ def faithfulness_rows(found: Faithfulness) -> "pa.Table":
                         "share": share,
                         "size": round(share * int(found.sizes[unit][prompt])),
                         "model": float(found.model[prompt]),
-                        "empty": float(found.empty[unit][prompt]),
+                        "ablated": float(found.empty[unit][prompt]),
                         "circuit": float(circuit[prompt, i]),
                         "complement": float(found.complement[unit, method][prompt, i]),
                     }
