@@ -16,7 +16,7 @@ PAGE = "circuit.html"
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    from jaxcircuits.report.explorer.content import SHOWN
+    from jaxcircuits.report.explorer.content import MOST, SHOWN
 
     sub = add_command(
         commands,
@@ -35,6 +35,7 @@ jaxcircuits view runs/stories --prompt-row 3 --out third.html    # a run of jaxc
     sub.add_argument("--out", type=named, metavar="FILE", help=f"the page (default: {PAGE} in DIR)")
     sub.add_argument("--prompt-row", type=count, metavar="N", help="of a run of several prompts, which")
     sub.add_argument("--shown", type=count, default=SHOWN, metavar="N", help=f"edges drawn at first (default {SHOWN})")
+    sub.add_argument("--edges", type=count, default=MOST, metavar="N", help=f"in the page at most (default {MOST})")
     sub.add_argument("--labels", type=named, metavar="FILE", help='names of features: {"SAE": {"880": "colours"}}')
     part = sub.add_argument_group("only the part that carries most of the influence on the logits")
     part.add_argument("--node-threshold", type=float, metavar="P", help="share that the nodes carry (then 0.8)")
@@ -68,14 +69,18 @@ def run(args: argparse.Namespace) -> None:
     cards = [] if args.no_cards or not args.cards else _cards(graph, args)
     corpus = "the shipped stories" if args.corpus is None else Path(args.corpus).name
     note = f"Only the {len(cards):,} most important features are described." if cards else ""
-    data = content(graph, cards, labels, shown=args.shown, corpus=corpus, card_note=note)
+    data = content(graph, cards, labels, shown=args.shown, most=args.edges, corpus=corpus, card_note=note)
     size = write_page(out, data, "".join(graph.token_strings), overwrite=args.overwrite)
     if args.heat_map:
         draw_heat_map(Path(args.heat_map), graph)
     if args.edge_values:
         draw_edge_values(Path(args.edge_values), graph)
     if not args.quiet:
-        print(f"{len(graph.nodes):,} nodes, {len(graph.weight):,} edges, {len(cards):,} features described")
+        written = len(data["edges"]["weight"])
+        which = f"{written:,} edges" if written == len(graph.weight) else f"the strongest {written:,} edges"
+        print(
+            f"{len(data['nodes']['kind']):,} of {len(graph.nodes):,} nodes, {which}, {len(cards):,} features described"
+        )
         print(f"written to {out} ({size / 1e6:.1f} MB); open it in a browser")
 
 

@@ -54,6 +54,23 @@ def test_the_data_are_the_graph() -> None:
     assert data["hidden"] == ["bias"]
 
 
+def test_a_page_carries_the_strongest_edges_and_says_so() -> None:
+    graph = random_graph()
+    data = content(graph, most=50)
+    expected = np.sort(np.abs(graph.weight))[::-1][:50]
+    np.testing.assert_allclose(np.abs(data["edges"]["weight"]), expected, rtol=1e-4)
+    assert "300 edges · here the strongest 50" in data["about"]
+    # What a node has lost is in its cut, and importance is that of the whole graph.
+    ends = set(data["edges"]["source"]) | set(data["edges"]["target"])
+    kinds = [data["kinds"][kind] for kind in data["nodes"]["kind"]]
+    assert all(node in ends or kind in ("token", "logit") for node, kind in enumerate(kinds)) and len(kinds) < 74
+    into = np.bincount(data["edges"]["target"], data["edges"]["weight"], len(kinds)) + data["nodes"]["cut"]
+    whole = {graph.label(node): total for node, total in enumerate(graph.adjacency().sum(1))}
+    np.testing.assert_allclose(into, [whole[name] for name in data["nodes"]["name"]], rtol=1e-3, atol=1e-4)
+    known = {graph.label(node): value for node, value in enumerate(influence(graph) + logit_weights(graph))}
+    np.testing.assert_allclose(data["nodes"]["importance"], [known[n] for n in data["nodes"]["name"]], rtol=1e-4)
+
+
 def test_rows_lead_upwards_and_are_named() -> None:
     graph = random_graph()
     rows = np.array(row_of_each(graph))

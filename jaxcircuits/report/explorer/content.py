@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxcircuits.evaluation import FeatureSummary
 from jaxcircuits.graph import KINDS, Graph, influence, scores
@@ -13,6 +13,9 @@ from jaxcircuits.graph.influence import CONSTANT, logit_weights
 
 SHOWN = 1000
 """Edges that a page draws when it opens: what a person can still read."""
+
+MOST = 20_000
+"""Edges that a page carries: what a browser draws within two seconds."""
 
 DIGITS = 5
 """Significant digits of every number: the page shows three."""
@@ -38,6 +41,7 @@ def content(
     labels: Labels | None = None,
     *,
     shown: int = SHOWN,
+    most: int = MOST,
     corpus: str = "the corpus",
     card_note: str = "",
 ) -> dict[str, Any]:
@@ -48,6 +52,7 @@ def content(
         cards: Descriptions of some of its features.
         labels: Names of some of them.
         shown: Edges drawn at first, the strongest by |weight|.
+        most: Edges that the page carries, the strongest by |weight|; the rest is added to `cut`.
         corpus: What the descriptions were read from, in words.
         card_note: What stands where a feature has no description.
 
@@ -58,13 +63,14 @@ def content(
     >>> [row["title"] for row in data["rows"]], data["tokens"][1:]
     (['embeddings', 'layer 0', 'layer 1', 'logits'], ['The', ' dog', ' was'])
     """
-    nodes = graph.nodes
-    important = importance(graph)
+    about, important = _about(graph, most), importance(graph)
+    graph, kept = strongest_edges(graph, most)
+    nodes, important = graph.nodes, important[kept]
     ranked = np.argsort(-np.abs(graph.weight), kind="stable")
     logits = bool(nodes.are("logit").any())
     kinds = [kind for kind in KINDS if (nodes.kind == kind).any()]
     return {
-        "about": _about(graph),
+        "about": about,
         "importance": "influence" if logits else "strength",
         "ranked_by": "influence on the logits" if logits else "sum of |weight| in and out",
         "corpus": corpus,
@@ -101,6 +107,17 @@ def content(
             if sae in graph.saes
         },
     }
+
+
+def strongest_edges(graph: Graph, most: int) -> tuple[Graph, Bool[np.ndarray, "node"]]:
+    """A graph's strongest edges by |weight|, and which of its nodes are left: those with an edge, tokens, logits."""
+    edges = np.zeros(len(graph.weight), bool)
+    edges[np.argsort(-np.abs(graph.weight), kind="stable")[:most]] = True
+    nodes = graph.nodes.are("token", "logit")
+    nodes[graph.source[edges]] = nodes[graph.target[edges]] = True
+    if edges.all():
+        nodes[:] = True
+    return graph.keep(nodes, edges), nodes
 
 
 def importance(graph: Graph) -> Float[np.ndarray, "node"]:
@@ -182,11 +199,12 @@ def _row(title: str, detail: str = "", name: str = "") -> dict[str, str]:
     return {"title": title, "detail": detail if detail != title else "", "name": name or title}
 
 
-def _about(graph: Graph) -> str:
+def _about(graph: Graph, most: int) -> str:
     """The graph in one line."""
     asked, nodes = graph.settings, graph.nodes
     words = [f"{asked['derivative']} derivative"] if "derivative" in asked else []
     words += [f"{len(nodes):,} nodes", f"{len(graph.weight):,} edges"]
+    words += [f"here the strongest {most:,}"] if most < len(graph.weight) else []
     if asked.get("pruned"):
         words.append("pruned")
     if nodes.are("logit").any():
