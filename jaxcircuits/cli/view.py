@@ -35,7 +35,7 @@ jaxcircuits view runs/stories --prompt-row 3 --out third.html    # a run of jaxc
     sub.add_argument("--out", type=named, metavar="FILE", help=f"the page (default: {PAGE} in DIR)")
     sub.add_argument("--prompt-row", type=count, metavar="N", help="of a run of several prompts, which")
     sub.add_argument("--shown", type=count, default=SHOWN, metavar="N", help=f"edges drawn at first (default {SHOWN})")
-    sub.add_argument("--edges", type=count, default=MOST, metavar="N", help=f"in the page at most (default {MOST})")
+    sub.add_argument("--edges", type=count, default=MOST, metavar="N", help=f"in the page, at most (default {MOST})")
     sub.add_argument("--labels", type=named, metavar="FILE", help='names of features: {"SAE": {"880": "colours"}}')
     part = sub.add_argument_group("only the part that carries most of the influence on the logits")
     part.add_argument("--node-threshold", type=float, metavar="P", help="share that the nodes carry (then 0.8)")
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         draw_edge_values(Path(args.edge_values), graph)
     if not args.quiet:
         written = len(data["edges"]["weight"])
-        which = f"{written:,} edges" if written == len(graph.weight) else f"the strongest {written:,} edges"
+        which = f"{written:,} edges" if written == len(graph.weight) else f"the first {written:,} edges"
         print(
             f"{len(data['nodes']['kind']):,} of {len(graph.nodes):,} nodes, {which}, {len(cards):,} features described"
         )

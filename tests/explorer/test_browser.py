@@ -56,7 +56,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cards = [card(HOOKS[graph.nodes.sae[feature]], int(graph.nodes.feature[feature]))]
     other = int(np.flatnonzero(graph.nodes.are("feature"))[0])
     labels = {(HOOKS[0], int(graph.nodes.feature[other])): "<img src=x onerror=hacked=3> wolves"}
-    write_page(path, content(graph, cards, labels, shown=120), "<script>hacked=4</script>")
+    data = content(graph, cards, labels, shown=120) | {"by": "weight"}
+    write_page(path, data, "<script>hacked=4</script>")
     return path
 
 
@@ -211,6 +212,20 @@ def test_sliders_and_kinds_choose_edges(opened: Page) -> None:
     biases.click()
     assert opened.state()["drawn"] == len(passing(graph, 300, 2, hidden=()))
     assert biases.get_attribute("aria-pressed") == "true"
+
+
+def test_edges_by_influence(opened: Page) -> None:
+    graph = random_graph()
+    data = content(graph)["edges"]
+    names = [k for k in graph.nodes.kind[data["source"]]]
+    seen = [e for e in np.argsort(-np.array(data["influence"]), kind="stable").tolist() if names[e] != "bias"]
+    opened.run("const s = document.getElementById('by'); s.value = 'influence'; s.dispatchEvent(new Event('change'))")
+    opened.slide("most", 1)
+    ends: dict[int, int] = {}
+    for edge in seen[:120]:
+        ends.setdefault(data["target"][edge], edge)
+    assert opened.state()["drawn"] == len(ends)
+    assert f"influence ≥ {data['influence'][seen[119]]:.3g}" in opened.texts("#count-said")[0]
 
 
 def test_search_finds_numbers_tokens_and_labels_by_keyboard_alone(opened: Page) -> None:

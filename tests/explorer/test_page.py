@@ -10,7 +10,7 @@ import pytest
 
 from jaxcircuits.evaluation import Example, FeatureSummary
 from jaxcircuits.files import sha256
-from jaxcircuits.graph import influence
+from jaxcircuits.graph import edge_influence, influence
 from jaxcircuits.graph.influence import logit_weights
 from jaxcircuits.report.explorer import content, page
 from jaxcircuits.report.explorer.cards import described_features
@@ -54,12 +54,13 @@ def test_the_data_are_the_graph() -> None:
     assert data["hidden"] == ["bias"]
 
 
-def test_a_page_carries_the_strongest_edges_and_says_so() -> None:
+def test_a_page_carries_the_first_edges_and_says_so() -> None:
     graph = random_graph()
     data = content(graph, most=50)
-    expected = np.sort(np.abs(graph.weight))[::-1][:50]
-    np.testing.assert_allclose(np.abs(data["edges"]["weight"]), expected, rtol=1e-4)
-    assert "300 edges · here the strongest 50" in data["about"]
+    size, through = np.abs(graph.weight), edge_influence(graph)
+    assert len(data["edges"]["weight"]) == 50 and "300 edges · here the first 50" in data["about"]
+    np.testing.assert_allclose(np.abs(data["edges"]["weight"])[:20], np.sort(size)[::-1][:20], rtol=1e-4)
+    np.testing.assert_allclose(sorted(data["edges"]["influence"])[-20:], np.sort(through)[-20:], rtol=1e-4)
     # What a node has lost is in its cut, and importance is that of the whole graph.
     ends = set(data["edges"]["source"]) | set(data["edges"]["target"])
     kinds = [data["kinds"][kind] for kind in data["nodes"]["kind"]]
@@ -86,7 +87,8 @@ def test_without_logits_strength_ranks() -> None:
     data = content(graph)
     sums = np.abs(graph.adjacency())
     np.testing.assert_allclose(data["nodes"]["importance"], sums.sum(0) + sums.sum(1), rtol=1e-4)
-    assert data["importance"] == "strength" and data["rows"][-1]["title"] == "layer 1"
+    assert (data["importance"], data["by"], data["edges"]["influence"]) == ("strength", "weight", [])
+    assert data["rows"][-1]["title"] == "layer 1"
 
 
 def test_nothing_ends_a_script_or_leaves_the_page() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxcircuits.evaluation import FeatureSummary
-from jaxcircuits.graph import KINDS, Graph, influence, scores
+from jaxcircuits.graph import KINDS, Graph, edge_influence, influence, scores
 from jaxcircuits.graph.influence import CONSTANT, logit_weights
 
 SHOWN = 1000
@@ -51,8 +51,8 @@ def content(
         graph: Any graph, whole or pruned.
         cards: Descriptions of some of its features.
         labels: Names of some of them.
-        shown: Edges drawn at first, the strongest by |weight|.
-        most: Edges that the page carries, the strongest by |weight|; the rest is added to `cut`.
+        shown: Edges drawn at first: those of most influence, or where there are no logits of largest |weight|.
+        most: Edges that the page carries, first by either; the rest is added to `cut`.
         corpus: What the descriptions were read from, in words.
         card_note: What stands where a feature has no description.
 
@@ -63,11 +63,14 @@ def content(
     >>> [row["title"] for row in data["rows"]], data["tokens"][1:]
     (['embeddings', 'layer 0', 'layer 1', 'logits'], ['The', ' dog', ' was'])
     """
+    logits = bool(graph.nodes.are("logit").any())
     about, important = _about(graph, most), importance(graph)
-    graph, kept = strongest_edges(graph, most)
-    nodes, important = graph.nodes, important[kept]
+    through = edge_influence(graph) if logits else np.zeros(len(graph.weight))
+    edges = first_edges(np.abs(graph.weight), through, most)
+    kept = _joined(graph, edges)
+    graph, through, important = graph.keep(kept, edges), through[edges], important[kept]
+    nodes = graph.nodes
     ranked = np.argsort(-np.abs(graph.weight), kind="stable")
-    logits = bool(nodes.are("logit").any())
     kinds = [kind for kind in KINDS if (nodes.kind == kind).any()]
     return {
         "about": about,
@@ -76,6 +79,7 @@ def content(
         "corpus": corpus,
         "card_note": card_note,
         "shown": shown,
+        "by": "influence" if logits else "weight",
         "hidden": [kind for kind in CONSTANT if kind in kinds],
         "kind_names": {kind: KIND_NAMES[kind] for kind in kinds},
         "tokens": list(graph.token_strings),
@@ -98,6 +102,7 @@ def content(
             "source": graph.source[ranked].tolist(),
             "target": graph.target[ranked].tolist(),
             "weight": short(graph.weight[ranked]),
+            "influence": short(through[ranked]) if logits else [],
             "parts": {name: short(part[ranked]) for name, part in graph.parts.items()},
         },
         "cards": {f"{graph.saes.index(card.sae)}:{card.feature}": _card(card) for card in cards},
@@ -109,15 +114,32 @@ def content(
     }
 
 
-def strongest_edges(graph: Graph, most: int) -> tuple[Graph, Bool[np.ndarray, "node"]]:
-    """A graph's strongest edges by |weight|, and which of its nodes are left: those with an edge, tokens, logits."""
-    edges = np.zeros(len(graph.weight), bool)
-    edges[np.argsort(-np.abs(graph.weight), kind="stable")[:most]] = True
+def first_edges(
+    size: Float[np.ndarray, "edge"], through: Float[np.ndarray, "edge"], most: int
+) -> Bool[np.ndarray, "edge"]:
+    """Which edges are among the first, by size or by the influence that goes through them, whichever is better.
+
+    >>> import numpy as np
+    >>> from jaxcircuits.report.explorer.content import first_edges
+    >>> first_edges(np.array([9.0, 8.0, 1.0, 2.0]), np.array([0.0, 0.1, 0.7, 0.2]), 2).tolist()
+    [True, False, True, False]
+    """
+    rank = np.full(len(size), len(size))
+    for values in (size, through):
+        order = np.argsort(-values, kind="stable")
+        rank[order] = np.minimum(rank[order], np.arange(len(size)))
+    found = np.zeros(len(size), bool)
+    found[np.argsort(rank, kind="stable")[:most]] = True
+    return found
+
+
+def _joined(graph: Graph, edges: Bool[np.ndarray, "edge"]) -> Bool[np.ndarray, "node"]:
+    """Nodes that some edges join, with tokens and logits; where that is every edge, all of them."""
+    if edges.all():
+        return np.ones(len(graph.nodes), bool)
     nodes = graph.nodes.are("token", "logit")
     nodes[graph.source[edges]] = nodes[graph.target[edges]] = True
-    if edges.all():
-        nodes[:] = True
-    return graph.keep(nodes, edges), nodes
+    return nodes
 
 
 def importance(graph: Graph) -> Float[np.ndarray, "node"]:
@@ -204,7 +226,7 @@ def _about(graph: Graph, most: int) -> str:
     asked, nodes = graph.settings, graph.nodes
     words = [f"{asked['derivative']} derivative"] if "derivative" in asked else []
     words += [f"{len(nodes):,} nodes", f"{len(graph.weight):,} edges"]
-    words += [f"here the strongest {most:,}"] if most < len(graph.weight) else []
+    words += [f"here the first {most:,}"] if most < len(graph.weight) else []
     if asked.get("pruned"):
         words.append("pruned")
     if nodes.are("logit").any():
