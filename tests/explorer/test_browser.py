@@ -225,7 +225,7 @@ def test_edges_by_influence(opened: Page) -> None:
     for edge in seen[:120]:
         ends.setdefault(data["target"][edge], edge)
     assert opened.state()["drawn"] == len(ends)
-    assert f"influence ≥ {data['influence'][seen[119]]:.3g}" in opened.texts("#count-said")[0]
+    assert f"120 of {len(seen)}, ≥ {data['influence'][seen[119]]:.2g}" in opened.texts("#count-said")[0]
 
 
 def test_search_finds_numbers_tokens_and_labels_by_keyboard_alone(opened: Page) -> None:

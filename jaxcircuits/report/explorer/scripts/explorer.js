@@ -76,7 +76,7 @@ class Explorer {
     });
     const by = byId("by");
     by.value = selection.by;
-    by.hidden = !graph.influence.length;
+    by.disabled = !graph.influence.length;
     by.addEventListener("change", () => {
       selection.by = by.value;
       this.changed();
@@ -90,9 +90,9 @@ class Explorer {
   }
 
   say() {
-    const { count, available, threshold, most, by } = this.selection;
+    const { count, available, threshold, most } = this.selection;
     const number = count < available ? `${whole(count)} of ${whole(available)}` : `all ${whole(available)}`;
-    byId("count-said").textContent = count && available ? `${number}, ${by === "weight" ? "|weight|" : by} ≥ ${format(threshold)}` : number;
+    byId("count-said").textContent = count && available ? `${number}, ≥ ${d3.format(".2~g")(threshold)}` : number;
     byId("most-said").textContent = most < EVERY ? `${most}` : "all";
   }
 
