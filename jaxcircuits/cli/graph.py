@@ -25,6 +25,7 @@ jaxcircuits graph --prompt "One day, a girl named Lily found a red" --out runs/l
 jaxcircuits graph --prompt "One day, a girl named Lily found a red" --difference " ball" " box" --out runs/ball
 jaxcircuits graph --prompt "The dog was very" --derivative exact --parts --top-k 20 --out runs/dog
 jaxcircuits graph --prompt "The dog was very" --node-threshold 0.9 --json --out runs/dog
+jaxcircuits graph --prompt "Once upon a" --conjunctions 12 --out runs/once
 jaxcircuits graph --faithfulness --out runs/faithfulness       # the openings of the shipped stories
 jaxcircuits graph --faithfulness --corpus stories.txt --prompts 16 --fill mean --metric probability --out runs/mean""",
     )
@@ -48,6 +49,10 @@ jaxcircuits graph --faithfulness --corpus stories.txt --prompts 16 --fill mean -
     sub.add_argument("--top-k", type=count, metavar="N", help="keep a node's N largest edges; the rest is summed")
     sub.add_argument("--min-weight", type=float, default=0.0, metavar="X", help="keep edges strictly above (default 0)")
     sub.add_argument("--parts", action="store_true", help="split edges into residual stream, value, query, key")
+    sub.add_argument(
+        "--conjunctions", type=count, metavar="N", help="interactions of the N strongest drivers, pairwise"
+    )
+    sub.add_argument("--of", type=_feature, metavar="SAE:POS:FEATURE", help="their target (default: the first logit)")
     sub.add_argument("--node-threshold", type=float, default=0.8, metavar="P", help="influence to show (default 0.8)")
     sub.add_argument("--edge-threshold", type=float, default=0.98, metavar="P", help="of its edges (default 0.98)")
     sub.add_argument("--strict-ids", action="store_true", help="circuit-tracer's own ids, where they are unique")
@@ -72,6 +77,15 @@ def _measure_options(sub: argparse.ArgumentParser) -> None:
     measure.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="how they are chosen")
 
 
+def _feature(text: str) -> tuple[str, int, int]:
+    sae, _, rest = text.partition(":")
+    pos, _, feature = rest.partition(":")
+    pos = "-1" if pos == "last" else pos
+    if not sae or not feature.isdecimal() or not pos.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"expected SAE:POSITION:FEATURE, the position a number or last, got {text!r}")
+    return sae, int(pos), int(feature)
+
+
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     from jaxcircuits.bundle import load_bundle
@@ -92,8 +106,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) -> None:
     from jaxcircuits.bulk import read_prompts
-    from jaxcircuits.graph import build_graph, prune, scores
-    from jaxcircuits.report.graph import graph_json, graph_tables, write_graph_files
+    from jaxcircuits.graph import build_graph, conjunction_rows, interactions, prune, scores
+    from jaxcircuits.report.graph import conjunction_table, graph_json, graph_tables, write_graph_files
     from jaxcircuits.report.tables import print_tables
 
     if args.corpus or not (args.prompt or args.prompt_ids):
@@ -101,26 +115,28 @@ def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) 
     ids = read_prompts(bundle, texts=args.prompt or (), ids_file=args.prompt_ids).ids
     if len(ids) > 1:
         raise InputError(f"a graph is of one prompt, got {len(ids)}; run the command for each.")
-    graph = build_graph(
-        bundle,
-        ids[0],
-        quiet=args.quiet,
-        logits=args.logits,
-        difference=None if args.difference is None else tuple(args.difference),
-        top_logits=args.top_logits,
-        logit_mass=args.logit_mass,
-        top_k=args.top_k,
-        min_weight=args.min_weight,
-        parts=args.parts,
-        **settings,
-    )
+    settings |= {
+        "difference": None if args.difference is None else tuple(args.difference),
+        **{name: getattr(args, name) for name in ("logits", "top_logits", "logit_mass", "top_k", "min_weight")},
+    }
+    graph = build_graph(bundle, ids[0], quiet=args.quiet, parts=args.parts, **settings)
     pruned = prune(graph, node_threshold=args.node_threshold, edge_threshold=args.edge_threshold)
     slug = "".join(graph.token_strings[1:8])
-    write_graph_files(graph, pruned, args.out, slug=slug, strict=args.strict_ids, overwrite=args.overwrite)
+    pairs = None
+    if args.conjunctions is not None:
+        pairs = interactions(bundle, ids[0], args.of, drivers=args.conjunctions, **settings)
+    write_graph_files(
+        graph, pruned, args.out, slug=slug, strict=args.strict_ids, conjunctions=pairs, overwrite=args.overwrite
+    )
     if args.json:
-        print(json.dumps(graph_json(graph, pruned, args.show), indent=2, ensure_ascii=False))
+        content = graph_json(graph, pruned, args.show)
+        if pairs is not None:
+            content["conjunctions"] = conjunction_rows(pairs, args.show)
+        print(json.dumps(content, indent=2, ensure_ascii=False))
     elif not args.quiet:
         print_tables(*graph_tables(graph, args.show))
+        if pairs is not None:
+            print_tables(conjunction_table(pairs, args.show))
         found = scores(graph)
         print(
             f"{len(graph.nodes):,} nodes, {len(graph.weight):,} edges; pruned {len(pruned.nodes):,} and "

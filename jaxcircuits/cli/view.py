@@ -16,7 +16,7 @@ PAGE = "circuit.html"
 
 def add(commands: Any) -> None:
     """Adds the command."""
-    from jaxcircuits.report.explorer.content import SHOWN
+    from jaxcircuits.report.explorer.content import MOST, SHOWN
 
     sub = add_command(
         commands,
@@ -28,12 +28,14 @@ jaxcircuits graph --prompt "The dog was happy." --out runs/dog && jaxcircuits vi
 jaxcircuits view runs/dog --node-threshold 0.8 --out pruned.html
 jaxcircuits view runs/dog --out dog.html --corpus stories.txt --cards 50
 jaxcircuits view runs/dog --labels names.json --overwrite
+jaxcircuits view runs/dog --no-cards --heat-map heat.svg --edge-values edges.svg --overwrite
 jaxcircuits view runs/stories --prompt-row 3 --out third.html    # a run of jaxcircuits attribute""",
     )
     sub.add_argument("dir", type=named, metavar="DIR", help="what jaxcircuits graph or attribute wrote")
     sub.add_argument("--out", type=named, metavar="FILE", help=f"the page (default: {PAGE} in DIR)")
     sub.add_argument("--prompt-row", type=count, metavar="N", help="of a run of several prompts, which")
     sub.add_argument("--shown", type=count, default=SHOWN, metavar="N", help=f"edges drawn at first (default {SHOWN})")
+    sub.add_argument("--edges", type=count, default=MOST, metavar="N", help=f"in the page, at most (default {MOST})")
     sub.add_argument("--labels", type=named, metavar="FILE", help='names of features: {"SAE": {"880": "colours"}}')
     part = sub.add_argument_group("only the part that carries most of the influence on the logits")
     part.add_argument("--node-threshold", type=float, metavar="P", help="share that the nodes carry (then 0.8)")
@@ -45,12 +47,16 @@ jaxcircuits view runs/stories --prompt-row 3 --out third.html    # a run of jaxc
     cards.add_argument("--cards", type=count, default=200, metavar="N", help="the N most important (default 200)")
     cards.add_argument("--examples", type=count, default=4, metavar="N", help="of each (default 4)")
     cards.add_argument("--no-cards", action="store_true", help="none: no model is run")
+    figures = sub.add_argument_group("figures besides the page: .png, .svg or .pdf")
+    figures.add_argument("--heat-map", type=named, metavar="FILE", help="what each token gives to logits and features")
+    figures.add_argument("--edge-values", type=named, metavar="FILE", help="how large the edges are")
     sub.add_argument("--quiet", action="store_true", help="no progress bar, nothing printed")
-    sub.add_argument("--overwrite", action="store_true", help="replace what is at --out")
+    sub.add_argument("--overwrite", action="store_true", help="replace what is at --out and at figures' names")
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
+    from jaxcircuits.report.edge_figures import check_figures, draw_edge_values, draw_heat_map
     from jaxcircuits.report.explorer import content, write_page
     from jaxcircuits.report.explorer.labels import read_labels
     from jaxcircuits.report.explorer.page import check_page
@@ -58,14 +64,23 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out or Path(args.dir) / PAGE)
     graph = _pruned(_graph(args), args)
     check_page(out, overwrite=args.overwrite)
+    check_figures((args.heat_map, args.edge_values), overwrite=args.overwrite)
     labels = read_labels(args.labels, graph) if args.labels else None
     cards = [] if args.no_cards or not args.cards else _cards(graph, args)
     corpus = "the shipped stories" if args.corpus is None else Path(args.corpus).name
     note = f"Only the {len(cards):,} most important features are described." if cards else ""
-    data = content(graph, cards, labels, shown=args.shown, corpus=corpus, card_note=note)
+    data = content(graph, cards, labels, shown=args.shown, most=args.edges, corpus=corpus, card_note=note)
     size = write_page(out, data, "".join(graph.token_strings), overwrite=args.overwrite)
+    if args.heat_map:
+        draw_heat_map(Path(args.heat_map), graph)
+    if args.edge_values:
+        draw_edge_values(Path(args.edge_values), graph)
     if not args.quiet:
-        print(f"{len(graph.nodes):,} nodes, {len(graph.weight):,} edges, {len(cards):,} features described")
+        written = len(data["edges"]["weight"])
+        which = f"{written:,} edges" if written == len(graph.weight) else f"the first {written:,} edges"
+        print(
+            f"{len(data['nodes']['kind']):,} of {len(graph.nodes):,} nodes, {which}, {len(cards):,} features described"
+        )
         print(f"written to {out} ({size / 1e6:.1f} MB); open it in a browser")
 
 

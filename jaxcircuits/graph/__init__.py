@@ -5,6 +5,7 @@ from jaxcircuits.graph.exchange import to_circuit_tracer, to_networkx
 from jaxcircuits.graph.faithfulness import Faithfulness, Question, faithfulness
 from jaxcircuits.graph.graph import KINDS, LEAVES, PARTS, Graph, Nodes
 from jaxcircuits.graph.influence import Scores, edge_influence, effect, influence, scores
+from jaxcircuits.graph.interactions import Conjunctions, Interaction, conjunction_rows, interactions
 from jaxcircuits.graph.prune import prune
 from jaxcircuits.graph.schema import schema_problems
 from jaxcircuits.graph.settings import GraphSettings
@@ -14,17 +15,21 @@ __all__ = [
     "KINDS",
     "LEAVES",
     "PARTS",
+    "Conjunctions",
     "Faithfulness",
     "Graph",
     "GraphSettings",
+    "Interaction",
     "Nodes",
     "Question",
     "Scores",
     "build_graph",
+    "conjunction_rows",
     "edge_influence",
     "effect",
     "faithfulness",
     "influence",
+    "interactions",
     "load_graph",
     "prune",
     "save_graph",

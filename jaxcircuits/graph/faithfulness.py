@@ -323,14 +323,14 @@ def _fills(cases: Sequence[Case], fill: str, rng: np.random.Generator) -> list[F
     """What an ablated feature of each case takes."""
     if fill == "zero":
         return [np.zeros(len(case.parts.act)) for case in cases]
-    acts = [[a[int(case.bundle.cfg.bos_token_id is not None) : case.made.n] for a in case.made.acts] for case in cases]
+    first = int(cases[0].bundle.cfg.bos_token_id is not None)
+    acts = [[a[first : case.made.n] for a in case.made.acts] for case in cases]
     if fill == "mean":
         means = [np.concatenate([a[s] for a in acts]).mean(0) for s in range(len(acts[0]))]
         return [np.array([means[s][f] for s, f in zip(c.parts.sae, c.parts.number, strict=True)]) for c in cases]
     found = []
     for i, case in enumerate(cases):
         other = acts[(i + int(rng.integers(1, len(cases)))) % len(cases)]
-        length = len(other[0])
-        pos = np.minimum(case.parts.pos, length) - 1  # of a shorter prompt, the last position
+        pos = np.clip(case.parts.pos - first, 0, len(other[0]) - 1)  # of a shorter prompt, the last position
         found.append(np.array([other[s][p, f] for s, p, f in zip(case.parts.sae, pos, case.parts.number, strict=True)]))
     return found

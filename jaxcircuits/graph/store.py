@@ -28,8 +28,10 @@ def save_graph(graph: Graph, out: str | os.PathLike, *, overwrite: bool = False)
     >>> from jaxcircuits import load_bundle
     >>> from jaxcircuits.graph import build_graph, load_graph, save_graph
     >>> graph = build_graph(load_bundle(), "The dog was", top_logits=2)
-    >>> save_graph(graph, "dog")
-    >>> bool((load_graph("dog").weight == graph.weight).all())
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     save_graph(graph, f"{place}/dog")
+    ...     bool((load_graph(f"{place}/dog").weight == graph.weight).all())
     True
     """
     with new_directory(out, overwrite, GRAPH) as new:

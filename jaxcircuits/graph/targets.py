@@ -29,8 +29,8 @@ def token_id(bundle: Bundle, token: Token) -> int:
     >>> from jaxcircuits import load_bundle
     >>> from jaxcircuits.graph.targets import token_id
     >>> bundle = load_bundle()
-    >>> bundle.token_strings([token_id(bundle, " dog")])
-    [' dog']
+    >>> int(bundle.tokenize(" dog")[-1]) == token_id(bundle, " dog")
+    True
     """
     if isinstance(token, str):
         if bundle.tokenizer is None:

@@ -8,27 +8,39 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from jaxcircuits.files import GRAPH, new_directory, write_bytes
-from jaxcircuits.graph import Graph, edge_influence, effect, influence, scores, to_circuit_tracer, write_graph
+from jaxcircuits.files import GRAPH, new_directory, write_bytes, write_json
+from jaxcircuits.graph import (
+    Conjunctions,
+    Graph,
+    conjunction_rows,
+    edge_influence,
+    effect,
+    influence,
+    scores,
+    to_circuit_tracer,
+    write_graph,
+)
 from jaxcircuits.report.graph_figure import circuit, circuit_size, drawable
 from jaxcircuits.report.plots import drawn
 from jaxcircuits.report.tables import one_line
 
-CIRCUIT_TRACER = "circuit-tracer.json"
+CIRCUIT_TRACER, CONJUNCTIONS = "circuit-tracer.json", "conjunctions.json"
 
 
 def write_graph_files(
     graph: Graph, pruned: Graph, out: str | os.PathLike, *, slug: str = "graph", strict: bool = False,
-    overwrite: bool = False,
+    conjunctions: Conjunctions | None = None, overwrite: bool = False,
 ) -> None:  # fmt: skip
     """Writes a graph, its pruned part for the viewers, and that part drawn, whole or not at all.
 
     Args:
         graph: All of it.
         pruned: The part that is shown.
-        out: The directory to make: `graph.json`, `graph.safetensors`, `circuit-tracer.json`, `circuit.png`, `.svg`.
+        out: The directory to make: `graph.json`, `graph.safetensors`, `circuit-tracer.json`, `circuit.png`, `.svg`,
+            and `conjunctions.json` where there are some.
         slug: Its name in the viewers.
         strict: Whether that file's ids are circuit-tracer's own.
+        conjunctions: Pairs of drivers.
         overwrite: Whether to replace what is there.
 
     Raises:
@@ -38,6 +50,8 @@ def write_graph_files(
     with new_directory(out, overwrite, GRAPH) as new:
         write_graph(graph, new)
         write_bytes(new / CIRCUIT_TRACER, json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
+        if conjunctions is not None:
+            write_json(new / CONJUNCTIONS, conjunction_rows(conjunctions))
         shown = drawable(pruned)
         for name in ("circuit.png", "circuit.svg"):
             with drawn(new / name, *circuit_size(shown)) as ax:
@@ -113,3 +127,21 @@ def graph_tables(graph: Graph, n: int) -> tuple[Table, Table]:
         values = [f"{row['weight']:+.4f}", f"{row['influence']:.4f}", *(f"{row[name]:+.4f}" for name in graph.parts)]
         edges.add_row(escape(one_line(row["source"])), escape(one_line(row["target"])), *values)
     return nodes, edges
+
+
+def conjunction_table(found: Conjunctions, n: int) -> Table:
+    """The pairs of drivers that interact most."""
+    table = Table(
+        title=f"Pairs of drivers of {escape(one_line(found.graph.label(found.target)))} ({found.value:.3f})",
+        caption="what the target loses without the first, the second, both; interaction: what the two lose\n"
+        "alone minus what they lose together; above zero a conjunction, below zero either would do",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("first", "second", "without first", "without second", "without both", "interaction"):
+        table.add_column(name, justify="left" if name in ("first", "second") else "right")
+    for row in conjunction_rows(found, n):
+        words = [escape(one_line(row[name])) for name in ("first", "second")]
+        numbers = [f"{row[name]:+.4f}" for name in ("first_alone", "second_alone", "together", "interaction")]
+        table.add_row(*words, *numbers)
+    return table

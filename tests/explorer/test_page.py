@@ -10,7 +10,7 @@ import pytest
 
 from jaxcircuits.evaluation import Example, FeatureSummary
 from jaxcircuits.files import sha256
-from jaxcircuits.graph import influence
+from jaxcircuits.graph import edge_influence, influence
 from jaxcircuits.graph.influence import logit_weights
 from jaxcircuits.report.explorer import content, page
 from jaxcircuits.report.explorer.cards import described_features
@@ -54,6 +54,24 @@ def test_the_data_are_the_graph() -> None:
     assert data["hidden"] == ["bias"]
 
 
+def test_a_page_carries_the_first_edges_and_says_so() -> None:
+    graph = random_graph()
+    data = content(graph, most=50)
+    size, through = np.abs(graph.weight), edge_influence(graph)
+    assert len(data["edges"]["weight"]) == 50 and "300 edges · here the first 50" in data["about"]
+    np.testing.assert_allclose(np.abs(data["edges"]["weight"])[:20], np.sort(size)[::-1][:20], rtol=1e-4)
+    np.testing.assert_allclose(sorted(data["edges"]["influence"])[-20:], np.sort(through)[-20:], rtol=1e-4)
+    # What a node has lost is in its cut, and importance is that of the whole graph.
+    ends = set(data["edges"]["source"]) | set(data["edges"]["target"])
+    kinds = [data["kinds"][kind] for kind in data["nodes"]["kind"]]
+    assert all(node in ends or kind in ("token", "logit") for node, kind in enumerate(kinds)) and len(kinds) < 74
+    into = np.bincount(data["edges"]["target"], data["edges"]["weight"], len(kinds)) + data["nodes"]["cut"]
+    whole = {graph.label(node): total for node, total in enumerate(graph.adjacency().sum(1))}
+    np.testing.assert_allclose(into, [whole[name] for name in data["nodes"]["name"]], rtol=1e-3, atol=1e-4)
+    known = {graph.label(node): value for node, value in enumerate(influence(graph) + logit_weights(graph))}
+    np.testing.assert_allclose(data["nodes"]["importance"], [known[n] for n in data["nodes"]["name"]], rtol=1e-4)
+
+
 def test_rows_lead_upwards_and_are_named() -> None:
     graph = random_graph()
     rows = np.array(row_of_each(graph))
@@ -69,7 +87,8 @@ def test_without_logits_strength_ranks() -> None:
     data = content(graph)
     sums = np.abs(graph.adjacency())
     np.testing.assert_allclose(data["nodes"]["importance"], sums.sum(0) + sums.sum(1), rtol=1e-4)
-    assert data["importance"] == "strength" and data["rows"][-1]["title"] == "layer 1"
+    assert (data["importance"], data["by"], data["edges"]["influence"]) == ("strength", "weight", [])
+    assert data["rows"][-1]["title"] == "layer 1"
 
 
 def test_nothing_ends_a_script_or_leaves_the_page() -> None:

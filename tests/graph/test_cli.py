@@ -40,9 +40,10 @@ def test_a_graph_from_the_command_line(bundle: str, capsys: pytest.CaptureFixtur
     assert "w17" in Path("graph/circuit.svg").read_text()
     assert main(line) == 2
     assert "exists already" in capsys.readouterr().err
-    assert main([*line, "--overwrite", "--difference", "w3", "w5", "--json"]) == 0
+    assert main([*line, "--overwrite", "--difference", "w3", "w5", "--json", "--conjunctions", "3"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["nodes"] == len(load_graph("graph").nodes)
+    assert len(content["conjunctions"]) == 3 == len(json.loads(Path("graph/conjunctions.json").read_text()))
     first = content["strongest_edges"][0]
     assert {"source", "target", "weight", "influence"} <= set(first)
     ends = load_graph("graph").nodes.are("logit")
@@ -75,6 +76,10 @@ def test_faithfulness_from_the_command_line(bundle: str, capsys: pytest.CaptureF
         (["--prompt", "w1", "w2"], "a graph is of one prompt, got 2"),
         (["--prompt", "w1 w2", "--logits", "w1 w2"], "must be one token"),
         (["--prompt", "w1 w2", "--node-threshold", "2"], "node_threshold must lie above 0"),
+        (
+            ["--prompt", "w1 w2", "--conjunctions", "3", "--of", "blocks.0.mlp.hook_post:last:99"],
+            "is no node at position 2",
+        ),
         (["--prompt", "w1", "--faithfulness"], "at least two, got 1"),
         (["--prompt", "w1 w2", "--top-k", "0"], "top_k must be a whole number"),
     ],

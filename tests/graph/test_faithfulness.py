@@ -26,7 +26,7 @@ TOLERANCE = TOLERANCES["methods"]["float64"]
 def made() -> Iterator[Case]:
     with jax.enable_x64(True):
         bundle = plain()
-        yield Case(bundle, Question(prompt_of(bundle)), "logit", {})
+        yield Case(bundle, Question(prompt_of(bundle)), "logit", {"include_bos": True})
 
 
 def test_everything_kept_is_the_model(made: Case, x64: None) -> None:
@@ -152,7 +152,9 @@ def test_fills(made: Case) -> None:
     i = int(np.flatnonzero(parts.sae == 1)[3])
     assert mean[i] == pytest.approx(acts[1][1 : made.made.n, parts.number[i]].mean())
     # Of another prompt at the same position: here the same prompt again.
-    np.testing.assert_array_equal(_fills([made, made], "resample", np.random.default_rng(0))[0], parts.act)
+    again, late = _fills([made, made], "resample", np.random.default_rng(0))[0], parts.pos > 0
+    np.testing.assert_array_equal(again[late], parts.act[late])
+    assert (again[~late] != parts.act[~late]).any()
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,6 @@ def test_fills(made: Case) -> None:
         ({}, "at least two, got 1"),
     ],
 )
-def test_what_cannot_be_measured_is_said(asked: dict[str, Any], sentence: str) -> None:
-    bundle = plain(jnp.float32)
+def test_what_cannot_be_measured_is_said(asked: dict[str, Any], sentence: str, made: Case) -> None:
     with pytest.raises(InputError, match=sentence):
-        faithfulness(bundle, [Question(prompt_of(bundle))], **asked)
+        faithfulness(made.bundle, [Question(made.graph.tokens)], **asked)

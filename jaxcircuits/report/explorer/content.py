@@ -5,14 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxcircuits.evaluation import FeatureSummary
-from jaxcircuits.graph import KINDS, Graph, influence, scores
+from jaxcircuits.graph import KINDS, Graph, edge_influence, influence, scores
 from jaxcircuits.graph.influence import CONSTANT, logit_weights
 
 SHOWN = 1000
 """Edges that a page draws when it opens: what a person can still read."""
+
+MOST = 20_000
+"""Edges that a page carries: what a browser draws within two seconds."""
 
 DIGITS = 5
 """Significant digits of every number: the page shows three."""
@@ -38,6 +41,7 @@ def content(
     labels: Labels | None = None,
     *,
     shown: int = SHOWN,
+    most: int = MOST,
     corpus: str = "the corpus",
     card_note: str = "",
 ) -> dict[str, Any]:
@@ -47,7 +51,8 @@ def content(
         graph: Any graph, whole or pruned.
         cards: Descriptions of some of its features.
         labels: Names of some of them.
-        shown: Edges drawn at first, the strongest by |weight|.
+        shown: Edges drawn at first: those of most influence, or where there are no logits of largest |weight|.
+        most: Edges that the page carries, first by either; the rest is added to `cut`.
         corpus: What the descriptions were read from, in words.
         card_note: What stands where a feature has no description.
 
@@ -58,18 +63,23 @@ def content(
     >>> [row["title"] for row in data["rows"]], data["tokens"][1:]
     (['embeddings', 'layer 0', 'layer 1', 'logits'], ['The', ' dog', ' was'])
     """
+    logits = bool(graph.nodes.are("logit").any())
+    about, important = _about(graph, most), importance(graph)
+    through = edge_influence(graph) if logits else np.zeros(len(graph.weight))
+    edges = first_edges(np.abs(graph.weight), through, most)
+    kept = _joined(graph, edges)
+    graph, through, important = graph.keep(kept, edges), through[edges], important[kept]
     nodes = graph.nodes
-    important = importance(graph)
     ranked = np.argsort(-np.abs(graph.weight), kind="stable")
-    logits = bool(nodes.are("logit").any())
     kinds = [kind for kind in KINDS if (nodes.kind == kind).any()]
     return {
-        "about": _about(graph),
+        "about": about,
         "importance": "influence" if logits else "strength",
         "ranked_by": "influence on the logits" if logits else "sum of |weight| in and out",
         "corpus": corpus,
         "card_note": card_note,
         "shown": shown,
+        "by": "influence" if logits else "weight",
         "hidden": [kind for kind in CONSTANT if kind in kinds],
         "kind_names": {kind: KIND_NAMES[kind] for kind in kinds},
         "tokens": list(graph.token_strings),
@@ -83,8 +93,8 @@ def content(
             "pos": nodes.pos.tolist(),
             "feature": nodes.feature.tolist(),
             "name": [graph.label(node) for node in range(len(nodes))],
-            "short": [_short_name(graph, node) for node in range(len(nodes))],
-            "place": [_place(graph, node) for node in range(len(nodes))],
+            "short": [short_name(graph, node) for node in range(len(nodes))],
+            "place": [place_of(graph, node) for node in range(len(nodes))],
             "importance": short(important),
             **{name: short(getattr(nodes, name)) for name in ("value", "probability", "cut", "unexplained")},
         },
@@ -92,6 +102,7 @@ def content(
             "source": graph.source[ranked].tolist(),
             "target": graph.target[ranked].tolist(),
             "weight": short(graph.weight[ranked]),
+            "influence": short(through[ranked]) if logits else [],
             "parts": {name: short(part[ranked]) for name, part in graph.parts.items()},
         },
         "cards": {f"{graph.saes.index(card.sae)}:{card.feature}": _card(card) for card in cards},
@@ -101,6 +112,34 @@ def content(
             if sae in graph.saes
         },
     }
+
+
+def first_edges(
+    size: Float[np.ndarray, "edge"], through: Float[np.ndarray, "edge"], most: int
+) -> Bool[np.ndarray, "edge"]:
+    """Which edges are among the first, by size or by the influence that goes through them, whichever is better.
+
+    >>> import numpy as np
+    >>> from jaxcircuits.report.explorer.content import first_edges
+    >>> first_edges(np.array([9.0, 8.0, 1.0, 2.0]), np.array([0.0, 0.1, 0.7, 0.2]), 2).tolist()
+    [True, False, True, False]
+    """
+    rank = np.full(len(size), len(size))
+    for values in (size, through):
+        order = np.argsort(-values, kind="stable")
+        rank[order] = np.minimum(rank[order], np.arange(len(size)))
+    found = np.zeros(len(size), bool)
+    found[np.argsort(rank, kind="stable")[:most]] = True
+    return found
+
+
+def _joined(graph: Graph, edges: Bool[np.ndarray, "edge"]) -> Bool[np.ndarray, "node"]:
+    """Nodes that some edges join, with tokens and logits; where that is every edge, all of them."""
+    if edges.all():
+        return np.ones(len(graph.nodes), bool)
+    nodes = graph.nodes.are("token", "logit")
+    nodes[graph.source[edges]] = nodes[graph.target[edges]] = True
+    return nodes
 
 
 def importance(graph: Graph) -> Float[np.ndarray, "node"]:
@@ -158,7 +197,7 @@ def short(values: Float[np.ndarray, "n"]) -> list[float | int | None]:
     return found
 
 
-def _short_name(graph: Graph, node: int) -> str:
+def short_name(graph: Graph, node: int) -> str:
     """A node's name where its place is said elsewhere."""
     kind, sae = str(graph.nodes.kind[node]), int(graph.nodes.sae[node])
     if kind == "bias":
@@ -169,7 +208,7 @@ def _short_name(graph: Graph, node: int) -> str:
     return names.get(kind) or graph.label(node).removeprefix("logit ")
 
 
-def _place(graph: Graph, node: int) -> str:
+def place_of(graph: Graph, node: int) -> str:
     """Where a node is: token, and layer where its kind does not say it."""
     pos, layer = int(graph.nodes.pos[node]), int(graph.nodes.layer[node])
     words = [] if pos < 0 else [f"{pos} {graph.token_strings[pos].strip()}"]
@@ -182,11 +221,12 @@ def _row(title: str, detail: str = "", name: str = "") -> dict[str, str]:
     return {"title": title, "detail": detail if detail != title else "", "name": name or title}
 
 
-def _about(graph: Graph) -> str:
+def _about(graph: Graph, most: int) -> str:
     """The graph in one line."""
     asked, nodes = graph.settings, graph.nodes
     words = [f"{asked['derivative']} derivative"] if "derivative" in asked else []
     words += [f"{len(nodes):,} nodes", f"{len(graph.weight):,} edges"]
+    words += [f"here the first {most:,}"] if most < len(graph.weight) else []
     if asked.get("pruned"):
         words.append("pruned")
     if nodes.are("logit").any():

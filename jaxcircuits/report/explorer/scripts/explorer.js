@@ -58,7 +58,7 @@ class Explorer {
     shown.style.top = `${Math.max(4, Math.min(y + 14, painter.height - height - 6))}px`;
   }
 
-  // The first slider is the number of strongest edges on a logarithmic scale: its threshold is the weakest one's weight.
+  // The first slider is the number of edges on a logarithmic scale; the threshold is what the last of them has.
   sliders() {
     const { selection, graph } = this;
     const [count, most] = [byId("count"), byId("most")];
@@ -74,6 +74,13 @@ class Explorer {
       selection.most = Number(most.value);
       this.changed();
     });
+    const by = byId("by");
+    by.value = selection.by;
+    by.disabled = !graph.influence.length;
+    by.addEventListener("change", () => {
+      selection.by = by.value;
+      this.changed();
+    });
     byId("reach").addEventListener("change", (event) => {
       selection.reach = event.target.value;
       this.changed();
@@ -85,7 +92,7 @@ class Explorer {
   say() {
     const { count, available, threshold, most } = this.selection;
     const number = count < available ? `${whole(count)} of ${whole(available)}` : `all ${whole(available)}`;
-    byId("count-said").textContent = count && available ? `${number}, |weight| ≥ ${format(threshold)}` : number;
+    byId("count-said").textContent = count && available ? `${number}, ≥ ${d3.format(".2~g")(threshold)}` : number;
     byId("most-said").textContent = most < EVERY ? `${most}` : "all";
   }
 

@@ -13,6 +13,9 @@ class Graph {
     this.source = Uint32Array.from(edges.source);
     this.target = Uint32Array.from(edges.target);
     this.weight = Float64Array.from(edges.weight);
+    this.influence = edges.influence;
+    this.byWeight = d3.range(this.weight.length);
+    this.byInfluence = d3.sort(this.byWeight, (edge) => -this.influence[edge]);
     this.parts = Object.entries(edges.parts);
     this.size = this.kind.length;
     this.into = grouped(this.target, this.size);

@@ -265,11 +265,11 @@ class Painter {
     }
   }
 
-  // Whether too few tokens fit beside each other at a zoom.
+  // Whether tokens do not fit beside each other at a zoom.
   upright(k) {
     this.nodes.font = FONT;
-    const fits = this.world.columns.filter(({ text, width }) => this.nodes.measureText(text).width <= width * k - 4);
-    return fits.length < 0.7 * this.world.columns.length;
+    const special = /^(<\|.*\|>|everywhere)$/; // may be cut
+    return this.world.columns.some(({ text, width }) => !special.test(text) && this.nodes.measureText(text).width > width * k);
   }
 
   // The tokens along the bottom: they stay in view.

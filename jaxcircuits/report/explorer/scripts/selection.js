@@ -6,6 +6,7 @@ class Selection {
   constructor(graph, shown, hidden) {
     this.graph = graph;
     this.count = shown;
+    this.by = data.by;
     this.most = EVERY;
     this.hidden = new Set(hidden);
     this.reach = "direct";
@@ -25,13 +26,15 @@ class Selection {
     this.passing = [];
     this.threshold = 0;
     this.available = 0;
-    for (let edge = 0; edge < graph.weight.length; edge++) {
+    const influence = this.by === "influence";
+    for (const edge of influence ? graph.byInfluence : graph.byWeight) {
       if (!visible[graph.source[edge]] || !visible[graph.target[edge]]) continue;
       if (++this.available > count) continue;
-      this.threshold = Math.abs(graph.weight[edge]);
+      this.threshold = influence ? graph.influence[edge] : Math.abs(graph.weight[edge]);
       if (most < EVERY && taken[graph.target[edge]]++ >= most) continue;
       this.passing.push(edge);
     }
+    this.passing.sort((a, b) => a - b); // strongest first
     this.edges = this.node === null ? this.passing : this.around(this.node, visible);
     this.near = this.node === null ? null : new Set([this.node]);
     if (this.near) for (const edge of this.edges) this.near.add(graph.source[edge]).add(graph.target[edge]);
