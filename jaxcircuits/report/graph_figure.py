@@ -50,8 +50,9 @@ def drawable(graph: Graph, nodes: int = SHOWN_NODES, edges: int = SHOWN_EDGES, l
     """The part of a graph, usually pruned already, that a page has room for: of largest influence. Tokens all stay."""
     kinds, found = graph.nodes, influence(graph)
     keep = kinds.are("token")
-    ends = np.flatnonzero(kinds.are("logit"))
-    keep[ends[:logits]] = True
+    keep[np.flatnonzero(kinds.are("logit"))[:logits]] = True
+    if not kinds.are("logit").any():  # it ends in its last node
+        keep[-1] = True
     others = np.flatnonzero(~keep & ~kinds.are("logit") & (found > 0))
     keep[others[np.argsort(-found[others], kind="stable")[:nodes]]] = True
     graph = graph.keep(keep)
@@ -94,7 +95,8 @@ def places(graph: Graph) -> Places:
     centre = min(columns[pos[ends[0]]], total - step * (len(ends) - 1) / 2 - 0.2) if len(ends) else 0.0
     x[ends] = max(centre, step * (len(ends) - 1) / 2) + step * (np.arange(len(ends)) - (len(ends) - 1) / 2)
     y[ends] = heights[-1]
-    names = ["embeddings", *graph.saes, "logits"]
+    names = ["embeddings", *graph.saes, *(["logits"] if len(ends) else [])]
+    heights = heights[: len(names)]
     width = max(total, float(x.max(initial=0)) + 0.5)
     return Places(x, y, columns, list(zip(names, heights.tolist(), strict=True)), width, float(heights[-1]))
 
@@ -142,7 +144,9 @@ def circuit(ax: "Axes", graph: Graph, *, title: str) -> "Axes":
     for name, y in at.rows:
         ax.text(-0.35, y, name, ha="right", va="center", fontsize=8.5, parse_math=False)
         ax.axhline(y, color=GREY, lw=0.4, alpha=0.35, zorder=0)
-    ax.set(xlim=(-0.3, at.width + 0.2), ylim=(-1.0, at.height + 0.95), title=title)
+    ax.set(
+        xlim=(-0.3, at.width + 0.2), ylim=(-1.0, at.height + (0.95 if nodes.are("logit").any() else 0.35)), title=title
+    )
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
