@@ -13,7 +13,7 @@ from jaxtyping import Int
 from jaxcircuits import Bundle, attribute
 from jaxcircuits.attribution.problem import Pair
 from jaxcircuits.bulk import Run, questions
-from jaxcircuits.graph import FeatureAt, build_graph, interactions, leading_to, prune
+from jaxcircuits.graph import FeatureAt, build_graph, feature_node, interactions, leading_to, prune
 from jaxcircuits.graph.interactions import ablated
 from jaxcircuits.report import top
 from jaxcircuits.report.effect_figures import collapse
@@ -80,12 +80,7 @@ def a_feature_drawn(bundle: Bundle, pair: Pair, activity: Activity, drivers: Dri
     target = FeatureAt(pair.target_name, at, feature)
 
     graph = build_graph(bundle, ids, top_logits=1, saes=(pair.source_name, pair.target_name))
-    nodes = graph.nodes
-    (node,) = np.flatnonzero(
-        nodes.are("feature") & (nodes.sae == graph.saes.index(pair.target_name)) & (nodes.pos == at)
-        & (nodes.feature == feature)
-    )  # fmt: skip
-    whole = leading_to(graph, int(node))
+    whole = leading_to(graph, feature_node(graph, feature))
     shown = drawable(prune(whole), nodes=24, edges=60)
     with drawn(out / "circuit.png", *circuit_size(shown)) as ax:
         into = int((whole.target == len(whole.nodes) - 1).sum())

@@ -25,6 +25,8 @@ jaxcircuits graph --prompt "One day, a girl named Lily found a red" --out runs/l
 jaxcircuits graph --prompt "One day, a girl named Lily found a red" --difference " ball" " box" --out runs/ball
 jaxcircuits graph --prompt "The dog was very" --derivative exact --parts --top-k 20 --out runs/dog
 jaxcircuits graph --prompt "The dog was very" --node-threshold 0.9 --json --out runs/dog
+jaxcircuits graph --prompt "The dog was very" --conjunctions --out runs/dog     # drivers that need each other
+jaxcircuits graph --prompt "The dog was very" --leading-to 880 --out runs/dog   # draw what leads to a feature
 jaxcircuits graph --faithfulness --out runs/faithfulness       # the openings of the shipped stories
 jaxcircuits graph --faithfulness --corpus stories.txt --prompts 16 --fill mean --metric probability --out runs/mean""",
     )
@@ -50,6 +52,17 @@ jaxcircuits graph --faithfulness --corpus stories.txt --prompts 16 --fill mean -
     sub.add_argument("--parts", action="store_true", help="split edges into residual stream, value, query, key")
     sub.add_argument("--node-threshold", type=float, default=0.8, metavar="P", help="influence to show (default 0.8)")
     sub.add_argument("--edge-threshold", type=float, default=0.98, metavar="P", help="of its edges (default 0.98)")
+    sub.add_argument(
+        "--leading-to", type=count, metavar="F", help="draw what leads to feature F of the last SAE at --position"
+    )
+    sub.add_argument(
+        "--conjunctions",
+        type=count,
+        nargs="?",
+        const=6,
+        metavar="N",
+        help="ablate the N strongest drivers of what is drawn by twos: which need each other (default 6)",
+    )
     sub.add_argument("--strict-ids", action="store_true", help="circuit-tracer's own ids, where they are unique")
     sub.add_argument("--show", type=count, default=12, metavar="N", help="nodes and edges to print (default 12)")
     sub.add_argument("--json", action="store_true", help="print JSON in place of tables")
@@ -92,8 +105,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) -> None:
     from jaxcircuits.bulk import read_prompts
-    from jaxcircuits.graph import build_graph, prune, scores
-    from jaxcircuits.report.graph import graph_json, graph_tables, write_graph_files
+    from jaxcircuits.graph import build_graph, conjunctions, feature_node, leading_to, prune, scores
+    from jaxcircuits.report.graph import conjunction_table, graph_json, graph_tables, write_graph_files
     from jaxcircuits.report.tables import print_tables
 
     if args.corpus or not (args.prompt or args.prompt_ids):
@@ -114,13 +127,32 @@ def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) 
         parts=args.parts,
         **settings,
     )
-    pruned = prune(graph, node_threshold=args.node_threshold, edge_threshold=args.edge_threshold)
-    slug = "".join(graph.token_strings[1:8])
-    write_graph_files(graph, pruned, args.out, slug=slug, strict=args.strict_ids, overwrite=args.overwrite)
+    thresholds = {"node_threshold": args.node_threshold, "edge_threshold": args.edge_threshold}
+    pruned = shown = prune(graph, **thresholds)
+    whole = graph
+    if args.leading_to is not None:
+        whole = leading_to(graph, feature_node(graph, args.leading_to))
+        shown = prune(whole, **thresholds)
+    pairs = None
+    if args.conjunctions is not None:
+        targets = 4 if args.leading_to is None else 1
+        pairs = conjunctions(bundle, whole, targets=targets, drivers=args.conjunctions, quiet=args.quiet)
+    write_graph_files(
+        graph,
+        pruned,
+        args.out,
+        drawn_part=shown,
+        pairs=pairs,
+        slug="".join(graph.token_strings[1:8]),
+        strict=args.strict_ids,
+        overwrite=args.overwrite,
+    )
     if args.json:
-        print(json.dumps(graph_json(graph, pruned, args.show), indent=2, ensure_ascii=False))
+        print(json.dumps(graph_json(graph, pruned, args.show, pairs), indent=2, ensure_ascii=False))
     elif not args.quiet:
-        print_tables(*graph_tables(graph, args.show))
+        print_tables(*graph_tables(whole, args.show))
+        if pairs is not None:
+            print_tables(conjunction_table(graph, pairs, args.show))
         found = scores(graph)
         print(
             f"{len(graph.nodes):,} nodes, {len(graph.weight):,} edges; pruned {len(pruned.nodes):,} and "

@@ -6,7 +6,7 @@ from jaxcircuits.graph.faithfulness import Faithfulness, Question, faithfulness
 from jaxcircuits.graph.graph import KINDS, LEAVES, PARTS, Graph, Nodes
 from jaxcircuits.graph.influence import Scores, edge_influence, effect, influence, scores
 from jaxcircuits.graph.interactions import FeatureAt, Interaction, conjunctions, interactions
-from jaxcircuits.graph.prune import leading_to, prune
+from jaxcircuits.graph.prune import feature_node, leading_to, prune
 from jaxcircuits.graph.schema import schema_problems
 from jaxcircuits.graph.settings import GraphSettings
 from jaxcircuits.graph.store import load_graph, save_graph, write_graph
@@ -28,6 +28,7 @@ __all__ = [
     "edge_influence",
     "effect",
     "faithfulness",
+    "feature_node",
     "influence",
     "interactions",
     "leading_to",

@@ -107,6 +107,23 @@ def leading_to(graph: Graph, node: int) -> Graph:
     return graph.keep(keep)
 
 
+def feature_node(graph: Graph, feature: int) -> int:
+    """The node of a feature of the last SAE at the position of the logits.
+
+    Raises:
+        InputError: It is no node there.
+    """
+    nodes, pos, sae = graph.nodes, graph.settings["position"], len(graph.saes) - 1
+    there = nodes.are("feature") & (nodes.sae == sae) & (nodes.pos == pos)
+    found = np.flatnonzero(there & (nodes.feature == feature))
+    if not len(found):
+        raise InputError(
+            f"feature {feature} of {graph.saes[sae] if graph.saes else 'the last SAE'} is no node at position {pos}; "
+            f"there are {', '.join(map(str, nodes.feature[there][:12])) or 'none'}."
+        )
+    return int(found[0])
+
+
 def _without_loose_ends(graph: Graph, edges: Bool[np.ndarray, "edge"], stays: Bool[np.ndarray, "node"]) -> Graph:
     n = len(graph.nodes)
     nodes, feature = np.ones(n, bool), graph.nodes.are("feature")
