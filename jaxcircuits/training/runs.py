@@ -199,7 +199,9 @@ def _save(
 ) -> Path:
     manifest, cfg = read.bundle.manifest, read.bundle.cfg
     origin = {k: v for k, v in manifest.items() if k not in ("schema", "command", "jaxcircuits", "sha256")}
-    training = {**origin.get("training", {}), "model_command": manifest.get("command"), "sae": settings}
+    before = origin.get("training", {})  # of a model that had autoencoders before, its own command is in there
+    command = before.get("model_command", manifest.get("command"))
+    training = {**before, "model_command": command, "sae": settings}
     params = jax.tree.map(lambda w: w.astype(read.stored), read.bundle.params)
     halves = {name: jax.tree.map(_half, sae) for name, sae in saes.items()}
     described = {**origin, "training": training, **(source or {})}

@@ -46,7 +46,7 @@ def test_the_strongest_edges_are_the_strongest(run) -> None:
 
 def test_the_record_names_everything(bundle, run) -> None:
     record = json.loads(Path("run/run.json").read_text())
-    assert record["schema"] == 2
+    assert record["schema"] == 3
     assert record["settings"]["precision"] == "highest"
     assert record["bundle"]["sha256"] == bundle.manifest["sha256"]
     assert set(record) >= {"settings", "versions", "device", "inputs", "plan", "parts", "prompts"}
@@ -89,5 +89,5 @@ def test_damage_and_absence_are_said(run) -> None:
     with pytest.raises(InputError, match="damaged"):
         _ = load_run("run").edges
     Path("run/run.json").write_text('{"schema": 99}')
-    with pytest.raises(InputError, match="schema 2"):
+    with pytest.raises(InputError, match="schema 3"):
         load_run("run")

@@ -54,16 +54,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     _write_files(path)
     saes = [word for name in ("18_morning_sun", "8_deep_brook") for word in ("--sae", str(path / name))]
     assert main(["convert", "--model", str(path / "neo"), *saes, "--out", str(path / "bundle")]) == 0
-    for what, length in (("prompt", 10), ("story", 24)):
+    for name, length in (("prompt", 10), ("story-float32", 24), ("story-float64", 12)):
         ids = np.asarray(random_tokens(CFG, length, seed=length)).tolist()
-        (path / f"{what}.json").write_text(json.dumps(ids))
+        (path / f"{name}.json").write_text(json.dumps(ids))
     yield path
     for file in (*path.glob("*.pt"), *path.rglob("*.safetensors"), *path.rglob("*.bin")):  # 2 GB
         file.unlink()
 
 
 def _record(files: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    options = ["--bundle", "bundle", "--prompt-ids", "prompt.json", "--story-ids", "story.json", "--dtype", dtype]
+    options = ["--bundle", "bundle", "--prompt-ids", "prompt.json", "--story-ids", f"story-{dtype}.json"]
+    options += ["--dtype", dtype]
     monkeypatch.chdir(files)
     monkeypatch.setattr(sys, "argv", [SCRIPT, *options, "--keep", "5000", "--out", f"recorded-{dtype}"])
     with pytest.raises(SystemExit) as stop:
@@ -78,18 +79,17 @@ def test_the_whole_study_from_the_original_s_files(
 ) -> None:
     reference = _record(files, dtype, monkeypatch)
     assert 5 < len(reference.arrays["prompt_targets"]) < 1000
-    assert 500 < len(reference.arrays["story_pairs"]) < 100_000
+    assert 200 < len(reference.arrays["story_pairs"]) < 100_000
     capsys.readouterr()
     assert main(["validate", "recorded", f"recorded-{dtype}.npz", "--bundle", "bundle", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ok"]
-    print(json.dumps({check["quantity"]: check["error"] for check in report["checks"]}, indent=1))
     if dtype == "float64":
         return
 
     assert main(["validate", "bisect", f"recorded-{dtype}.npz", "--bundle", "bundle", "--quiet"]) == 0
     # The built-in table's shape is this bundle's, and its story is not: it is asked for.
-    assert main(["validate", "study", "--bundle", "bundle", "--story-ids", "story.json"]) == 2
+    assert main(["validate", "study", "--bundle", "bundle", "--story-ids", f"story-{dtype}.json"]) == 2
     assert "this is another story: its 24 token ids" in capsys.readouterr().err
     arrays = reference.arrays | {"prompt": reference.prompt}
     # Of thinned gradients the shape is the recording's own.
@@ -105,6 +105,6 @@ def test_the_whole_study_from_the_original_s_files(
         digits={},
     )
     numbers.pop("rise")  # a difference of two float32 numbers; each is compared
-    report = validate_study("bundle", story_ids="story.json", printed=printed)
+    report = validate_study("bundle", story_ids=f"story-{dtype}.json", printed=printed)
     assert report.ok, report.failed
     assert load_bundle("bundle").manifest["source_sha256"]["saes/18_morning_sun/18_morning_sun.pt"]
