@@ -18,10 +18,10 @@ from jaxcircuits.errors import InputError
 
 RUN, STUDY, BUNDLE, EXPORT = "run.json", "study.json", "manifest.json", "cfg.json"
 EVALUATION, LOSSES, FEATURES = "evaluate.json", "losses.json", "features.json"
-VALIDATION, GRAPH, FAITHFULNESS = "report.json", "graph.json", "faithfulness.json"
+VALIDATION, GRAPH, FAITHFULNESS, GALLERY = "report.json", "graph.json", "faithfulness.json", "gallery.json"
 OUTPUTS = {RUN: "a run", STUDY: "a study", BUNDLE: "a bundle", EXPORT: "an exported SAE"}
 OUTPUTS |= {EVALUATION: "an evaluation", LOSSES: "losses by token", FEATURES: "features", VALIDATION: "a validation"}
-OUTPUTS |= {GRAPH: "a graph", FAITHFULNESS: "a measurement of faithfulness"}
+OUTPUTS |= {GRAPH: "a graph", FAITHFULNESS: "a measurement of faithfulness", GALLERY: "a gallery"}
 """Kinds of output directories, by the file that each holds."""
 
 

@@ -342,10 +342,13 @@ def _changed(
 
 
 def _written(
-    sae: SAE, feature: Any, by: Float[Array, "... pos"], x: Float[Array, "... pos d_in"]
+    sae: SAE, feature: Any, by: Float[Array, "..."], x: Float[Array, "... pos d_in"]
 ) -> Float[Array, "... pos d_out"]:
-    """What a feature's rise adds to the value that the autoencoder writes: a normalised one's in its input's scale."""
-    out = by[..., None] * sae.weights.W_dec[feature]
+    """What a feature's rise adds to the value that the autoencoder writes: a normalised one's in its input's scale.
+
+    Of several features, an axis behind the position, their sum.
+    """
+    out = jnp.tensordot(by, sae.weights.W_dec[feature], axes=jnp.ndim(feature))
     norm = norm_of(sae.cfg, x)
     return out if norm is None else out * norm.out_scale
 

@@ -25,7 +25,8 @@ jaxcircuits graph --prompt "One day, a girl named Lily found a red" --out runs/l
 jaxcircuits graph --prompt "One day, a girl named Lily found a red" --difference " ball" " box" --out runs/ball
 jaxcircuits graph --prompt "The dog was very" --derivative exact --parts --top-k 20 --out runs/dog
 jaxcircuits graph --prompt "The dog was very" --node-threshold 0.9 --json --out runs/dog
-jaxcircuits graph --prompt "Once upon a" --conjunctions 12 --out runs/once
+jaxcircuits graph --prompt "The dog was very" --conjunctions --out runs/dog     # drivers that need each other
+jaxcircuits graph --prompt "The dog was very" --leading-to 880 --out runs/dog   # draw what leads to a feature
 jaxcircuits graph --faithfulness --out runs/faithfulness       # the openings of the shipped stories
 jaxcircuits graph --faithfulness --corpus stories.txt --prompts 16 --fill mean --metric probability --out runs/mean""",
     )
@@ -49,12 +50,19 @@ jaxcircuits graph --faithfulness --corpus stories.txt --prompts 16 --fill mean -
     sub.add_argument("--top-k", type=count, metavar="N", help="keep a node's N largest edges; the rest is summed")
     sub.add_argument("--min-weight", type=float, default=0.0, metavar="X", help="keep edges strictly above (default 0)")
     sub.add_argument("--parts", action="store_true", help="split edges into residual stream, value, query, key")
-    sub.add_argument(
-        "--conjunctions", type=count, metavar="N", help="interactions of the N strongest drivers, pairwise"
-    )
-    sub.add_argument("--of", type=_feature, metavar="SAE:POS:FEATURE", help="their target (default: the first logit)")
     sub.add_argument("--node-threshold", type=float, default=0.8, metavar="P", help="influence to show (default 0.8)")
     sub.add_argument("--edge-threshold", type=float, default=0.98, metavar="P", help="of its edges (default 0.98)")
+    sub.add_argument(
+        "--leading-to", type=count, metavar="F", help="draw what leads to feature F of the last SAE at --position"
+    )
+    sub.add_argument(
+        "--conjunctions",
+        type=count,
+        nargs="?",
+        const=6,
+        metavar="N",
+        help="ablate the N strongest drivers of what is drawn by twos: which need each other (default 6)",
+    )
     sub.add_argument("--strict-ids", action="store_true", help="circuit-tracer's own ids, where they are unique")
     sub.add_argument("--show", type=count, default=12, metavar="N", help="nodes and edges to print (default 12)")
     sub.add_argument("--json", action="store_true", help="print JSON in place of tables")
@@ -77,15 +85,6 @@ def _measure_options(sub: argparse.ArgumentParser) -> None:
     measure.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="how they are chosen")
 
 
-def _feature(text: str) -> tuple[str, int, int]:
-    sae, _, rest = text.partition(":")
-    pos, _, feature = rest.partition(":")
-    pos = "-1" if pos == "last" else pos
-    if not sae or not feature.isdecimal() or not pos.removeprefix("-").isdecimal():
-        raise argparse.ArgumentTypeError(f"expected SAE:POSITION:FEATURE, the position a number or last, got {text!r}")
-    return sae, int(pos), int(feature)
-
-
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
     from jaxcircuits.bundle import load_bundle
@@ -106,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) -> None:
     from jaxcircuits.bulk import read_prompts
-    from jaxcircuits.graph import build_graph, conjunction_rows, interactions, prune, scores
+    from jaxcircuits.graph import build_graph, conjunctions, feature_node, leading_to, prune, scores
     from jaxcircuits.report.graph import conjunction_table, graph_json, graph_tables, write_graph_files
     from jaxcircuits.report.tables import print_tables
 
@@ -115,28 +114,45 @@ def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) 
     ids = read_prompts(bundle, texts=args.prompt or (), ids_file=args.prompt_ids).ids
     if len(ids) > 1:
         raise InputError(f"a graph is of one prompt, got {len(ids)}; run the command for each.")
-    settings |= {
-        "difference": None if args.difference is None else tuple(args.difference),
-        **{name: getattr(args, name) for name in ("logits", "top_logits", "logit_mass", "top_k", "min_weight")},
-    }
-    graph = build_graph(bundle, ids[0], quiet=args.quiet, parts=args.parts, **settings)
-    pruned = prune(graph, node_threshold=args.node_threshold, edge_threshold=args.edge_threshold)
-    slug = "".join(graph.token_strings[1:8])
+    graph = build_graph(
+        bundle,
+        ids[0],
+        quiet=args.quiet,
+        logits=args.logits,
+        difference=None if args.difference is None else tuple(args.difference),
+        top_logits=args.top_logits,
+        logit_mass=args.logit_mass,
+        top_k=args.top_k,
+        min_weight=args.min_weight,
+        parts=args.parts,
+        **settings,
+    )
+    thresholds = {"node_threshold": args.node_threshold, "edge_threshold": args.edge_threshold}
+    pruned = shown = prune(graph, **thresholds)
+    whole = graph
+    if args.leading_to is not None:
+        whole = leading_to(graph, feature_node(graph, args.leading_to))
+        shown = prune(whole, **thresholds)
     pairs = None
     if args.conjunctions is not None:
-        pairs = interactions(bundle, ids[0], args.of, drivers=args.conjunctions, **settings)
+        targets = 4 if args.leading_to is None else 1
+        pairs = conjunctions(bundle, whole, targets=targets, drivers=args.conjunctions, quiet=args.quiet)
     write_graph_files(
-        graph, pruned, args.out, slug=slug, strict=args.strict_ids, conjunctions=pairs, overwrite=args.overwrite
+        graph,
+        pruned,
+        args.out,
+        drawn_part=shown,
+        pairs=pairs,
+        slug="".join(graph.token_strings[1:8]),
+        strict=args.strict_ids,
+        overwrite=args.overwrite,
     )
     if args.json:
-        content = graph_json(graph, pruned, args.show)
-        if pairs is not None:
-            content["conjunctions"] = conjunction_rows(pairs, args.show)
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(json.dumps(graph_json(graph, pruned, args.show, pairs), indent=2, ensure_ascii=False))
     elif not args.quiet:
-        print_tables(*graph_tables(graph, args.show))
+        print_tables(*graph_tables(whole, args.show))
         if pairs is not None:
-            print_tables(conjunction_table(pairs, args.show))
+            print_tables(conjunction_table(graph, pairs, args.show))
         found = scores(graph)
         print(
             f"{len(graph.nodes):,} nodes, {len(graph.weight):,} edges; pruned {len(pruned.nodes):,} and "

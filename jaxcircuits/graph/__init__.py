@@ -5,8 +5,8 @@ from jaxcircuits.graph.exchange import to_circuit_tracer, to_networkx
 from jaxcircuits.graph.faithfulness import Faithfulness, Question, faithfulness
 from jaxcircuits.graph.graph import KINDS, LEAVES, PARTS, Graph, Nodes
 from jaxcircuits.graph.influence import Scores, edge_influence, effect, influence, scores
-from jaxcircuits.graph.interactions import Conjunctions, Interaction, conjunction_rows, interactions
-from jaxcircuits.graph.prune import prune
+from jaxcircuits.graph.interactions import FeatureAt, Interaction, conjunctions, interactions
+from jaxcircuits.graph.prune import feature_node, leading_to, prune
 from jaxcircuits.graph.schema import schema_problems
 from jaxcircuits.graph.settings import GraphSettings
 from jaxcircuits.graph.store import load_graph, save_graph, write_graph
@@ -15,8 +15,8 @@ __all__ = [
     "KINDS",
     "LEAVES",
     "PARTS",
-    "Conjunctions",
     "Faithfulness",
+    "FeatureAt",
     "Graph",
     "GraphSettings",
     "Interaction",
@@ -24,12 +24,14 @@ __all__ = [
     "Question",
     "Scores",
     "build_graph",
-    "conjunction_rows",
+    "conjunctions",
     "edge_influence",
     "effect",
     "faithfulness",
+    "feature_node",
     "influence",
     "interactions",
+    "leading_to",
     "load_graph",
     "prune",
     "save_graph",

@@ -38,9 +38,16 @@ class Scores(NamedTuple):
 
 
 def logit_weights(graph: Graph) -> Float[np.ndarray, "node"]:
-    """What each node counts as an end: a logit by its token's probability, a difference as one, others nothing."""
+    """What each node counts as an end: a logit by its token's probability, a difference as one, others nothing.
+
+    In a part without logits (`leading_to`) the last node is the end.
+    """
+    logit = graph.nodes.are("logit")
     probability = np.where(np.isnan(graph.nodes.probability), 1.0, graph.nodes.probability)
-    return np.where(graph.nodes.are("logit"), probability, 0.0)
+    ends = np.where(logit, probability, 0.0)
+    if len(ends) and not logit.any():
+        ends[-1] = 1.0
+    return ends
 
 
 def normalized(graph: Graph, *, constants: bool = False) -> sparse.csr_array:
@@ -105,9 +112,9 @@ def effect(graph: Graph) -> Float[np.ndarray, "node"]:
     value = graph.nodes.value
     ends = logit_weights(graph)
     ends = ends / max(ends.sum(), 1e-300)
-    logit = graph.nodes.are("logit")
+    logit = graph.nodes.are("logit") | (ends > 0)
     per_unit = np.ones(len(value))
-    features = graph.nodes.are("feature")
+    features = graph.nodes.are("feature") & ~logit
     per_unit[features] = 1 / value[features]
     A = sparse.csr_array(sparse.diags_array(np.where(logit | features, per_unit, 0.0)) @ graph.adjacency())
     return summed_paths(A, ends)
@@ -116,7 +123,7 @@ def effect(graph: Graph) -> Float[np.ndarray, "node"]:
 def edge_effect(graph: Graph) -> Float[np.ndarray, "edge"]:
     """Signed contribution of each edge to the logits, as of `effect`."""
     ends = logit_weights(graph)
-    logit = graph.nodes.are("logit")
+    logit = graph.nodes.are("logit") | (ends > 0)
     value = np.where(logit, 1.0, np.where(graph.nodes.are("feature"), graph.nodes.value, np.inf))
     at = effect(graph) + ends / max(ends.sum(), 1e-300)
     return graph.weight * (at / value)[graph.target]

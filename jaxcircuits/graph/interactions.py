@@ -1,210 +1,238 @@
-"""Conjunctions: pairs of a node's drivers that do together what neither does alone.
+"""Conjunctions: do two drivers of a feature need each other? Measured by ablating each alone, and both.
 
-For a feature or logit t and two of its sources a, b, with f(S) the value of t when the sources in S are ablated and all
-else that drives t is held:
+With f the target's activation, a and b two of its drivers, the interaction is
 
-    interaction(a, b) = f() - f(a) - f(b) + f(ab)
+    I = f - f(without a) - f(without b) + f(without both)  =  effect of both - effect of a - effect of b
 
-It is zero where the two add up. Above zero, each is worth more when the other is there: a conjunction. Below, either
-would do: they stand in for each other. The values are of the model as it is, through softmax, norms and GELU.
+the mixed second difference: how much more `a` adds where `b` is there than where it is not. It is zero where the target
+is the sum of what its drivers give. Source: the "interaction" of two factors in a 2 x 2 experiment.
 """
 
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxcircuits.attribution.api import Prompt, tokenized
 from jaxcircuits.attribution.engine import check_tokens
-from jaxcircuits.attribution.problem import PRECISIONS
+from jaxcircuits.attribution.selection import bucket
 from jaxcircuits.bundle import Bundle
+from jaxcircuits.config import ModelConfig
 from jaxcircuits.errors import InputError
-from jaxcircuits.graph.build import Prepared, graph_of
-from jaxcircuits.graph.direct import Factors, Leaves, Wiring, feature_value, logits_of
 from jaxcircuits.graph.graph import Graph
-from jaxcircuits.graph.settings import GraphSettings
-from jaxcircuits.sae import SAE
+from jaxcircuits.graph.influence import influence, logit_weights
+from jaxcircuits.interventions import Change, intervene
+from jaxcircuits.model import side_by_side
+from jaxcircuits.progress import progress
+from jaxcircuits.sae import SAE, encode, pre_activations
 from jaxcircuits.types import ModelWeights
 
-KINDS = ("token", "feature")
-"""Sources that are ablated: a token's embedding, a feature's activation."""
+AT_ONCE = 8
+"""Interventions that are run together."""
+
+
+class FeatureAt(NamedTuple):
+    """A feature at a position of a prompt."""
+
+    sae: str
+    pos: int
+    feature: int
 
 
 class Interaction(NamedTuple):
-    """Two drivers of a target; values in its units.
+    """Two drivers of a target. Effects are the target's activation after ablation minus before.
 
-    Attributes:
-        first: Number of the node.
-        second: Number of the other.
-        alone: What the target loses without the first, and without the second.
-        together: What it loses without both.
+    `interaction` above zero: AND-like, each gives more where the other is there, at the extreme either alone gives
+    nothing. Below zero: OR-like, one stands in for the other. `pre_activation` is the interaction before the target's
+    own nonlinearity: where it is near zero, the target's threshold alone makes the conjunction.
     """
 
-    first: int
-    second: int
-    alone: tuple[float, float]
-    together: float
+    target: FeatureAt
+    a: FeatureAt
+    b: FeatureAt
+    activation: float
+    effect_a: float
+    effect_b: float
+    effect_both: float
+    interaction: float
+    pre_activation: float
 
     @property
-    def value(self) -> float:
-        """`f() - f(a) - f(b) + f(ab)`: what both lose alone, minus what they lose together."""
-        return self.alone[0] + self.alone[1] - self.together
-
-
-class Conjunctions(NamedTuple):
-    """The drivers of one target, pair by pair, the largest interaction first."""
-
-    graph: Graph
-    target: int
-    value: float
-    pairs: list[Interaction]
+    def kind(self) -> str:
+        """`"and"`, `"or"`, or `"none"`."""
+        return "and" if self.interaction > 0 else "or" if self.interaction < 0 else "none"
 
 
 def interactions(
-    bundle: Bundle, prompt: Prompt, target: tuple[str, int, int] | None = None, *, drivers: int = 12, **settings: Any
-) -> Conjunctions:
-    """Ablates a target's strongest drivers one at a time and two at a time.
+    bundle: Bundle, prompt: Prompt, target: FeatureAt, drivers: Sequence[FeatureAt], *, freeze: Sequence[str] = ()
+) -> list[Interaction]:
+    """The interaction of every two drivers of a feature, the largest |interaction| first.
 
     Args:
         bundle: Model and SAEs.
-        prompt: A text or token ids.
-        target: SAE, position and feature; by default the graph's first logit.
-        drivers: How many of its sources, the largest in absolute weight.
-        **settings: Of the graph, as of `GraphSettings`.
+        prompt: A text, which gets BOS, or token ids.
+        target: The feature that is driven.
+        drivers: Features that are ablated one by one and two by two, at least two; SAE errors are kept.
+        freeze: What stays as it was, as of `intervene`.
 
     Raises:
-        InputError: The target is no node, or has fewer than two drivers.
+        InputError: An end is not in the bundle or the prompt, there are fewer than two drivers, or one comes twice.
 
+    >>> import numpy as np
     >>> from jaxcircuits import load_bundle
-    >>> from jaxcircuits.graph import interactions
-    >>> found = interactions(load_bundle(), "The dog was", drivers=4, top_logits=2)
-    >>> len(found.pairs), abs(found.pairs[0].value) >= abs(found.pairs[-1].value)
-    (6, True)
+    >>> from jaxcircuits.graph import FeatureAt, build_graph, interactions
+    >>> bundle, text = load_bundle(), "The dog was"
+    >>> graph = build_graph(bundle, text, top_logits=1)
+    >>> on = [FeatureAt(graph.saes[n.sae[0]], int(n.pos[0]), int(n.feature[0]))
+    ...       for i in np.flatnonzero(graph.nodes.are("feature")) for n in [graph.nodes[[i]]]]
+    >>> found = interactions(bundle, text, on[-1], on[:3])
+    >>> len(found), found[0].target == on[-1]
+    (3, True)
     """
-    asked = GraphSettings(**settings)
+    if len(drivers) < 2 or len(set(drivers)) < len(drivers):
+        raise InputError(f"interactions are between different drivers, at least two, got {len(set(drivers))}.")
+    pairs = list(combinations(range(len(drivers)), 2))
+    kept = np.ones((1 + len(drivers) + len(pairs), len(drivers)), bool)
+    for row, gone in enumerate([(), *((i,) for i in range(len(drivers))), *pairs]):
+        kept[row, list(gone)] = False
+    pre_act, act = ablated(bundle, prompt, target, drivers, kept, freeze=freeze)
+    found = []
+    for row, (i, j) in enumerate(pairs, 1 + len(drivers)):
+        a, b, both = (float(act[r] - act[0]) for r in (1 + i, 1 + j, row))
+        before = float(pre_act[row] - pre_act[1 + i] - pre_act[1 + j] + pre_act[0])
+        found.append(
+            Interaction(target, drivers[i], drivers[j], float(act[0]), a, b, both, both - a - b, before)
+        )  # fmt: skip
+    return sorted(found, key=lambda x: -abs(x.interaction))
+
+
+def ablated(
+    bundle: Bundle,
+    prompt: Prompt,
+    target: FeatureAt,
+    drivers: Sequence[FeatureAt],
+    kept: Bool[np.ndarray, "n change"],
+    *,
+    freeze: Sequence[str] = (),
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """A target's pre-activation and activation when some of its drivers are ablated, SAE errors kept.
+
+    Args:
+        bundle: Model and SAEs.
+        prompt: A text, which gets BOS, or token ids.
+        target: The feature that is read.
+        drivers: Features that may be ablated.
+        kept: Which drivers each run keeps.
+        freeze: What stays as it was, as of `intervene`.
+
+    Raises:
+        InputError: An end is not in the bundle or the prompt.
+    """
     tokens = tokenized(bundle, prompt)
     check_tokens(tokens, bundle, 0)
-    with jax.default_matmul_precision(PRECISIONS[asked.precision]):
-        made = Prepared(bundle, asked, tokens)
-        graph = graph_of(bundle, made, tokens)
-        node = _node(graph, made, target)
-        found = _drivers(graph, node, drivers)
-        subsets = [(), *((i,) for i in range(len(found))), *combinations(range(len(found)), 2)]
-        dropped = np.zeros((len(subsets), len(found)), bool)
-        for row, subset in zip(dropped, subsets, strict=True):
-            row[list(subset)] = True
-        values = _ablated(made, graph, node, found, dropped)
-    lost = dict(zip(subsets, values[0] - values, strict=True))
-    pairs = [
-        Interaction(int(found[i]), int(found[j]), (float(lost[(i,)]), float(lost[(j,)])), float(lost[i, j]))
-        for i, j in combinations(range(len(found)), 2)
-    ]
-    return Conjunctions(graph, node, float(values[0]), sorted(pairs, key=lambda pair: -abs(pair.value)))
-
-
-def _node(graph: Graph, made: Prepared, target: tuple[str, int, int] | None) -> int:
-    nodes = graph.nodes
-    if target is None:
-        return int(np.flatnonzero(nodes.are("logit"))[0])
-    name, pos, feature = target
-    if name not in graph.saes:
-        raise InputError(f"the graph has no SAE {name!r}; it has {', '.join(graph.saes) or 'none'}.")
-    at = pos % made.n
-    mine = nodes.are("feature") & (nodes.sae == graph.saes.index(name)) & (nodes.pos == at)
-    found = np.flatnonzero(mine & (nodes.feature == feature))
-    if not len(found):
-        strong = nodes.feature[mine][np.argsort(-nodes.value[mine])][:5]
-        raise InputError(
-            f"feature {feature} of {name} is no node at position {at}; the strongest there are "
-            f"{', '.join(map(str, strong.tolist())) or 'none'}."
+    for end in (target, *drivers):
+        _check(bundle, end, len(tokens))
+    order = sorted(range(len(drivers)), key=lambda i: list(bundle.saes).index(drivers[i].sae))
+    runs = np.pad(kept[:, order], ((0, -len(kept) % AT_ONCE), (0, 0)), constant_values=True)  # few programs
+    padded = np.pad(tokens, (0, min(bucket(len(tokens)), bundle.cfg.n_ctx) - len(tokens)))
+    names = tuple(drivers[i].sae for i in order)
+    with jax.default_matmul_precision("highest"):
+        pre_act, act = _ablated(
+            bundle.params,
+            {name: bundle.saes[name] for name in {*names, target.sae}},
+            jnp.asarray(padded, jnp.int32),
+            jnp.asarray([[drivers[i].pos, drivers[i].feature] for i in order], jnp.int32).reshape(-1, 2),
+            jnp.asarray(runs, bundle.params.W_E.dtype),
+            jnp.asarray([target.pos, target.feature], jnp.int32),
+            cfg=bundle.cfg,
+            names=names,
+            target=target.sae,
+            freeze=tuple(freeze),
         )
-    return int(found[0])
+    return np.asarray(pre_act)[: len(kept)], np.asarray(act)[: len(kept)]
 
 
-def _drivers(graph: Graph, node: int, n: int) -> Int[np.ndarray, "_n"]:
-    into = (graph.target == node) & graph.nodes.are(*KINDS)[graph.source]
-    sources, size = graph.source[into], np.abs(graph.weight[into])
-    if len(sources) < 2 or n < 2:
-        raise InputError(f"an interaction needs two drivers, got {min(len(sources), n)} of {graph.label(node)}.")
-    return np.sort(sources[np.argsort(-size, kind="stable")[:n]])
-
-
+@partial(jax.jit, static_argnames=("cfg", "names", "target", "freeze"))
 def _ablated(
-    made: Prepared, graph: Graph, node: int, drivers: Int[np.ndarray, "_n"], dropped: np.ndarray
-) -> Float[np.ndarray, "subset"]:
-    """Values of the target with each subset of its drivers at zero."""
-    nodes, factors = graph.nodes, made.factors
-    token = np.ones((len(dropped), len(factors.token)))
-    features = [np.ones((len(dropped), *f.shape)) for f in factors.features]
-    for i, source in enumerate(drivers):
-        sae, pos = nodes.sae[source], nodes.pos[source]
-        if nodes.kind[source] == "token":
-            token[dropped[:, i], pos] = 0
-        else:
-            slot = int(np.flatnonzero(made.slots[sae].feature[pos] == nodes.feature[source])[0])
-            features[sae][dropped[:, i], pos, slot] = 0
-    dtype = made.params.W_E.dtype
-    moved = (jnp.asarray(token, dtype), tuple(jnp.asarray(f, dtype) for f in features))
-    logit = nodes.kind[node] == "logit"
-    number = None if logit else int(nodes.sae[node])
-    direction = made.logit_targets.directions[int((nodes.are("logit")[:node]).sum())] if logit else np.zeros(1)
-    found = _values(
-        made.params,
-        None if number is None else made.saes[number],
-        made.tokens,
-        made.leaves,
-        factors,
-        moved,
-        jnp.int32(nodes.pos[node]),
-        jnp.int32(nodes.feature[node]),
-        jnp.asarray(direction, dtype),
-        wiring=Wiring(made.wiring.cfg, made.wiring.reads, made.wiring.writes, None),
-        number=number,
-    )
-    return np.asarray(found, np.float64)
-
-
-@partial(jax.jit, static_argnames=("wiring", "number"))
-def _values(
     params: ModelWeights,
-    sae: SAE | None,
+    saes: dict[str, SAE],
     tokens: Int[Array, "pos"],
-    leaves: Leaves,
-    factors: Factors,
-    moved: tuple[Float[Array, "subset pos"], tuple[Float[Array, "subset pos _slot"], ...]],
-    pos: Int[Array, ""],
-    feature: Int[Array, ""],
-    direction: Float[Array, "_n"],
+    drivers: Int[Array, "change 2"],
+    kept: Float[Array, "n change"],
+    at: Int[Array, "2"],
     *,
-    wiring: Wiring,
-    number: int | None,
-) -> Float[Array, "subset"]:
-    def one(moved):
-        token, features = moved
-        own = factors._replace(token=token, features=features)
-        if number is None:
-            return logits_of(wiring, params, tokens, leaves, own, pos) @ direction
-        assert sae is not None
-        return feature_value(wiring, params, sae, tokens, leaves, own, number, pos, feature)
+    cfg: ModelConfig,
+    names: tuple[str, ...],
+    target: str,
+    freeze: tuple[str, ...],
+) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+    sae, hook = saes[target], saes[target].cfg.hook_name
 
-    return jax.lax.map(one, moved, batch_size=16)
+    def one(factors: Float[Array, "change"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        changes = [
+            Change(name, "scale", drivers[i, 1], factors[i], drivers[i, 0][None]) for i, name in enumerate(names)
+        ]
+        run = intervene(params, cfg, saes, tokens, changes, freeze=freeze, taps=(hook,), logits_at=None)
+        x = side_by_side(hook, run.acts[hook])[at[0]][None]
+        return pre_activations(sae, x)[0, at[1]], encode(sae, x)[0, at[1]]
+
+    return jax.lax.map(one, kept, batch_size=AT_ONCE)
 
 
-def conjunction_rows(found: Conjunctions, n: int | None = None) -> Sequence[dict[str, Any]]:
-    """The pairs as rows: both drivers in words, what each and both are worth, and their interaction."""
-    return [
-        {
-            "first": found.graph.label(pair.first),
-            "second": found.graph.label(pair.second),
-            "first_alone": pair.alone[0],
-            "second_alone": pair.alone[1],
-            "together": pair.together,
-            "interaction": pair.value,
-        }
-        for pair in found.pairs[:n]
-    ]
+def _check(bundle: Bundle, end: FeatureAt, n: int) -> None:
+    if end.sae not in bundle.saes:
+        raise InputError(f"the bundle has no SAE {end.sae!r}; it has {', '.join(bundle.saes) or 'none'}.")
+    if not 0 <= end.pos < n:
+        raise InputError(f"the prompt has positions 0..{n - 1}, got {end.pos}.")
+    d_sae = bundle.saes[end.sae].cfg.d_sae
+    if not 0 <= end.feature < d_sae:
+        raise InputError(f"the SAE {end.sae} has features 0..{d_sae - 1}, got {end.feature}.")
+
+
+def feature_at(graph: Graph, node: int) -> FeatureAt:
+    """The feature that a node is."""
+    nodes = graph.nodes
+    return FeatureAt(graph.saes[nodes.sae[node]], int(nodes.pos[node]), int(nodes.feature[node]))
+
+
+def drivers_of(graph: Graph, node: int, n: int) -> list[int]:
+    """Nodes of the features with the largest absolute edges into a node."""
+    own = np.flatnonzero((graph.target == node) & graph.nodes.are("feature")[graph.source])
+    return graph.source[own[np.argsort(-np.abs(graph.weight[own]), kind="stable")[:n]]].tolist()
+
+
+def conjunctions(
+    bundle: Bundle, graph: Graph, *, targets: int = 4, drivers: int = 6, quiet: bool = True
+) -> list[Interaction]:
+    """Interactions of the strongest drivers of a graph's most influential driven features, the largest first.
+
+    Args:
+        bundle: What the graph was made of.
+        graph: From `build_graph`, whole or pruned.
+        targets: How many driven features are looked at, by influence.
+        drivers: How many drivers of each, by |weight|.
+        quiet: No progress bar.
+
+    Raises:
+        InputError: Fewer than one target or two drivers are asked for.
+    """
+    if targets < 1 or drivers < 2:
+        raise InputError(f"conjunctions take at least 1 target and 2 drivers of it, got {targets} and {drivers}.")
+    # What a part without logits ends in comes first.
+    order = np.argsort(-(influence(graph) + logit_weights(graph)), kind="stable")
+    found: list[Interaction] = []
+    asked: list[tuple[int, list[int]]] = []
+    for node in order[graph.nodes.are("feature")[order]].tolist():
+        sources = drivers_of(graph, node, drivers)
+        if len(sources) > 1 and len(asked) < targets:
+            asked.append((node, sources))
+    with progress(quiet) as bar:
+        for node, sources in bar.track(asked, description="conjunctions"):
+            ends = [feature_at(graph, i) for i in sources]
+            found += interactions(bundle, graph.tokens, feature_at(graph, node), ends)
+    return sorted(found, key=lambda x: -abs(x.interaction))

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.sparse import csgraph
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.graph.graph import Graph
-from jaxcircuits.graph.influence import edge_influence, influence
+from jaxcircuits.graph.influence import edge_influence, influence, logit_weights
 
 ALWAYS = ("token", "logit")
 """Kinds that stay whatever they carry: a reader wants the whole text, and the answer."""
@@ -62,7 +63,7 @@ def prune(
             raise InputError(f"{name} must lie above 0, up to 1, got {threshold}.")
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k must be at least 1, got {top_k}.")
-    stays = graph.nodes.are(*ALWAYS)
+    stays = graph.nodes.are(*ALWAYS) | (logit_weights(graph) > 0)
     nodes = carrying(influence(graph), node_threshold) | stays
     graph, stays = graph.keep(nodes), stays[nodes]
     edges = carrying(edge_influence(graph), edge_threshold)
@@ -75,6 +76,52 @@ def prune(
             "pruned": {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "top_k": top_k},
         },
     )
+
+
+def leading_to(graph: Graph, node: int) -> Graph:
+    """The part of a graph that leads to one node, and all tokens; the node is its last, and its end in place of logits.
+
+    Args:
+        graph: The graph.
+        node: The number of the node.
+
+    Raises:
+        InputError: There is no such node.
+
+    >>> import numpy as np
+    >>> from jaxcircuits import load_bundle
+    >>> from jaxcircuits.graph import build_graph, influence, leading_to
+    >>> graph = build_graph(load_bundle(), "The dog was", top_logits=2)
+    >>> node = int(np.flatnonzero(graph.nodes.are("feature"))[-1])
+    >>> part = leading_to(graph, node)
+    >>> part.label(len(part.nodes) - 1) == graph.label(node)
+    True
+    >>> leaves = part.nodes.are("token", "position", "error", "rest")
+    >>> round(float(influence(part)[leaves].sum()), 4)  # all of it began somewhere
+    1.0
+    """
+    if not 0 <= node < len(graph.nodes):
+        raise InputError(f"the graph has nodes 0..{len(graph.nodes) - 1}, got {node}.")
+    keep = graph.nodes.are("token")
+    keep[csgraph.breadth_first_order(graph.adjacency(), node, return_predecessors=False)] = True
+    return graph.keep(keep)
+
+
+def feature_node(graph: Graph, feature: int) -> int:
+    """The node of a feature of the last SAE at the position of the logits.
+
+    Raises:
+        InputError: It is no node there.
+    """
+    nodes, pos, sae = graph.nodes, graph.settings["position"], len(graph.saes) - 1
+    there = nodes.are("feature") & (nodes.sae == sae) & (nodes.pos == pos)
+    found = np.flatnonzero(there & (nodes.feature == feature))
+    if not len(found):
+        raise InputError(
+            f"feature {feature} of {graph.saes[sae] if graph.saes else 'the last SAE'} is no node at position {pos}; "
+            f"there are {', '.join(map(str, nodes.feature[there][:12])) or 'none'}."
+        )
+    return int(found[0])
 
 
 def _without_loose_ends(graph: Graph, edges: Bool[np.ndarray, "edge"], stays: Bool[np.ndarray, "node"]) -> Graph:

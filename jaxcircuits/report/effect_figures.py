@@ -37,12 +37,12 @@ def write_figures(found: EdgeValidation, drivers: Drivers, sentence: str, out: P
     with drawn(out / "linearity.png", 5.6, 3.8) as ax:
         _linearity(ax, found)
     with drawn(out / "drivers.png", 6.8, 3.2) as ax:
-        _collapse(ax, drivers)
+        collapse(ax, drivers)
         ax.set_title(f"Target feature {drivers.feature}: {sentence}", loc="left", wrap=True, parse_math=False)
     for ending in (".png", ".svg"):
         with drawn_panels(out / f"picture{ending}", 13.2, 4.0, [1, 1, 1.15]) as axes:
             _scatters(axes[:2], found)
-            _collapse(axes[2], drivers)
+            collapse(axes[2], drivers)
             axes[2].set_title(_wrapped(sentence, 52), loc="left", parse_math=False)
 
 
@@ -109,7 +109,7 @@ def _linearity(ax: "Axes", found: EdgeValidation) -> None:
     ax.legend()
 
 
-def _collapse(ax: "Axes", drivers: Drivers) -> None:
+def collapse(ax: "Axes", drivers: Drivers) -> None:
     """What is left of the activation, by how the ablated sources were chosen."""
     at = np.arange(len(CHOICES))
     means = [drivers.left[name] for name in CHOICES]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,8 @@ from rich.table import Table
 
 from jaxcircuits.files import GRAPH, new_directory, write_bytes, write_json
 from jaxcircuits.graph import (
-    Conjunctions,
     Graph,
-    conjunction_rows,
+    Interaction,
     edge_influence,
     effect,
     influence,
@@ -25,22 +25,32 @@ from jaxcircuits.report.plots import drawn
 from jaxcircuits.report.tables import one_line
 
 CIRCUIT_TRACER, CONJUNCTIONS = "circuit-tracer.json", "conjunctions.json"
+ARCS_DRAWN = 12
+_ENDS = ("target", "a", "b")
 
 
 def write_graph_files(
-    graph: Graph, pruned: Graph, out: str | os.PathLike, *, slug: str = "graph", strict: bool = False,
-    conjunctions: Conjunctions | None = None, overwrite: bool = False,
-) -> None:  # fmt: skip
+    graph: Graph,
+    pruned: Graph,
+    out: str | os.PathLike,
+    *,
+    drawn_part: Graph | None = None,
+    pairs: Sequence[Interaction] | None = None,
+    slug: str = "graph",
+    strict: bool = False,
+    overwrite: bool = False,
+) -> None:
     """Writes a graph, its pruned part for the viewers, and that part drawn, whole or not at all.
 
     Args:
         graph: All of it.
-        pruned: The part that is shown.
+        pruned: The part that viewers see.
         out: The directory to make: `graph.json`, `graph.safetensors`, `circuit-tracer.json`, `circuit.png`, `.svg`,
-            and `conjunctions.json` where there are some.
+            with `pairs` also `conjunctions.json`.
+        drawn_part: The part that is drawn; by default `pruned`.
+        pairs: From `conjunctions`: written, and drawn as arcs.
         slug: Its name in the viewers.
         strict: Whether that file's ids are circuit-tracer's own.
-        conjunctions: Pairs of drivers.
         overwrite: Whether to replace what is there.
 
     Raises:
@@ -50,23 +60,49 @@ def write_graph_files(
     with new_directory(out, overwrite, GRAPH) as new:
         write_graph(graph, new)
         write_bytes(new / CIRCUIT_TRACER, json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
-        if conjunctions is not None:
-            write_json(new / CONJUNCTIONS, conjunction_rows(conjunctions))
-        shown = drawable(pruned)
+        if pairs is not None:
+            write_json(new / CONJUNCTIONS, [conjunction_row(graph, p) for p in pairs])
+        shown = drawable(pruned if drawn_part is None else drawn_part)
         for name in ("circuit.png", "circuit.svg"):
             with drawn(new / name, *circuit_size(shown)) as ax:
-                circuit(ax, shown, title=circuit_title(shown, graph))
+                circuit(ax, shown, title=circuit_title(shown, graph), pairs=(pairs or ())[:ARCS_DRAWN])
+
+
+def conjunction_row(graph: Graph, pair: Interaction) -> dict[str, Any]:
+    """A pair of drivers as JSON has it."""
+    ends = {n: getattr(pair, n)._asdict() | {"token": graph.token_strings[getattr(pair, n).pos]} for n in _ENDS}
+    return {**pair._asdict(), **ends, "kind": pair.kind}
+
+
+def conjunction_table(graph: Graph, pairs: Sequence[Interaction], n: int) -> Table:
+    """Pairs of drivers as a person reads them."""
+    table = Table(
+        title="Drivers that do not add up: ablated alone, and both",
+        caption="AND: each gives more where the other is there; OR: one stands in for the other;\n"
+        "before: the interaction before the target's own nonlinearity",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("target", "a", "b", "act", "effect a", "effect b", "both", "interaction", "", "before"):
+        table.add_column(name, justify="left" if name in _ENDS else "right")
+    for p in pairs[:n]:
+        ends = [f"#{e.feature} @ {e.pos} {graph.token_strings[e.pos]!r}" for e in (p.target, p.a, p.b)]
+        effects = [f"{x:+.3f}" for x in (p.effect_a, p.effect_b, p.effect_both, p.interaction)]
+        row = [f"{p.activation:.3f}", *effects, p.kind.upper(), f"{p.pre_activation:+.3f}"]
+        table.add_row(*(escape(one_line(e)) for e in ends), *row)
+    return table
 
 
 def circuit_title(shown: Graph, graph: Graph) -> str:
     """What a drawn circuit is, in a line."""
+    ends = "" if shown.nodes.are("logit").any() else f"to {shown.label(len(shown.nodes) - 1)}: "
     return (
-        f"{int(shown.nodes.are('feature').sum())} of {int(graph.nodes.are('feature').sum())} features, "
+        f"{ends}{int(shown.nodes.are('feature').sum())} of {int(graph.nodes.are('feature').sum())} features, "
         f"{len(shown.weight)} of {len(graph.weight):,} direct edges, {graph.settings['derivative']} derivative"
     )
 
 
-def graph_json(graph: Graph, pruned: Graph, n: int) -> dict[str, Any]:
+def graph_json(graph: Graph, pruned: Graph, n: int, pairs: Sequence[Interaction] | None = None) -> dict[str, Any]:
     """What the command prints with `--json`: sizes, scores, the strongest nodes and edges."""
     return {
         "prompt": list(graph.token_strings),
@@ -77,6 +113,7 @@ def graph_json(graph: Graph, pruned: Graph, n: int) -> dict[str, Any]:
         "pruned": {"nodes": len(pruned.nodes), "edges": len(pruned.weight), "scores": scores(pruned)._asdict()},
         "strongest_nodes": node_rows(graph, n),
         "strongest_edges": edge_rows(graph, n),
+        **({} if pairs is None else {"conjunctions": [conjunction_row(graph, p) for p in pairs[:n]]}),
     }
 
 
@@ -127,21 +164,3 @@ def graph_tables(graph: Graph, n: int) -> tuple[Table, Table]:
         values = [f"{row['weight']:+.4f}", f"{row['influence']:.4f}", *(f"{row[name]:+.4f}" for name in graph.parts)]
         edges.add_row(escape(one_line(row["source"])), escape(one_line(row["target"])), *values)
     return nodes, edges
-
-
-def conjunction_table(found: Conjunctions, n: int) -> Table:
-    """The pairs of drivers that interact most."""
-    table = Table(
-        title=f"Pairs of drivers of {escape(one_line(found.graph.label(found.target)))} ({found.value:.3f})",
-        caption="what the target loses without the first, the second, both; interaction: what the two lose\n"
-        "alone minus what they lose together; above zero a conjunction, below zero either would do",
-        title_justify="left",
-        caption_justify="left",
-    )
-    for name in ("first", "second", "without first", "without second", "without both", "interaction"):
-        table.add_column(name, justify="left" if name in ("first", "second") else "right")
-    for row in conjunction_rows(found, n):
-        words = [escape(one_line(row[name])) for name in ("first", "second")]
-        numbers = [f"{row[name]:+.4f}" for name in ("first_alone", "second_alone", "together", "interaction")]
-        table.add_row(*words, *numbers)
-    return table

@@ -1,18 +1,23 @@
 """A circuit drawn: tokens across, layers up, edges in signed colours."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from jaxcircuits.graph import Graph, edge_influence, influence
-from jaxcircuits.report.plots import BLUE, GREY, ORANGE
+from jaxcircuits.graph import Graph, Interaction, edge_influence, influence
+from jaxcircuits.graph.interactions import feature_at
+from jaxcircuits.report.plots import BLUE, COLOURS, GREY, ORANGE
 from jaxcircuits.report.tables import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN_NODES, SHOWN_EDGES, SHOWN_LOGITS = 36, 110, 6
+ARCS: Any = {"and": "-", "or": (0, (3, 2))}
+"""Lines of pairs of drivers."""
+
 IN_A_LINE = 4
 """Nodes side by side in one cell; more stand in further lines."""
 
@@ -50,8 +55,9 @@ def drawable(graph: Graph, nodes: int = SHOWN_NODES, edges: int = SHOWN_EDGES, l
     """The part of a graph, usually pruned already, that a page has room for: of largest influence. Tokens all stay."""
     kinds, found = graph.nodes, influence(graph)
     keep = kinds.are("token")
-    ends = np.flatnonzero(kinds.are("logit"))
-    keep[ends[:logits]] = True
+    keep[np.flatnonzero(kinds.are("logit"))[:logits]] = True
+    if not kinds.are("logit").any():  # it ends in its last node
+        keep[-1] = True
     others = np.flatnonzero(~keep & ~kinds.are("logit") & (found > 0))
     keep[others[np.argsort(-found[others], kind="stable")[:nodes]]] = True
     graph = graph.keep(keep)
@@ -94,7 +100,8 @@ def places(graph: Graph) -> Places:
     centre = min(columns[pos[ends[0]]], total - step * (len(ends) - 1) / 2 - 0.2) if len(ends) else 0.0
     x[ends] = max(centre, step * (len(ends) - 1) / 2) + step * (np.arange(len(ends)) - (len(ends) - 1) / 2)
     y[ends] = heights[-1]
-    names = ["embeddings", *graph.saes, "logits"]
+    names = ["embeddings", *graph.saes, *(["logits"] if len(ends) else [])]
+    heights = heights[: len(names)]
     width = max(total, float(x.max(initial=0)) + 0.5)
     return Places(x, y, columns, list(zip(names, heights.tolist(), strict=True)), width, float(heights[-1]))
 
@@ -105,11 +112,11 @@ def circuit_size(graph: Graph) -> tuple[float, float]:
     return float(np.clip(2.2 + 0.52 * at.width, 6.5, 24)), float(np.clip(2.0 + 0.95 * at.height, 3.8, 16))
 
 
-def circuit(ax: "Axes", graph: Graph, *, title: str) -> "Axes":
+def circuit(ax: "Axes", graph: Graph, *, title: str, pairs: Sequence[Interaction] = ()) -> "Axes":
     """Draws a graph of some dozens of nodes; see `drawable`.
 
     An edge's colour is its sign; its width, its share of what enters its target in absolute value, of all edges that
-    the target had.
+    the target had. Of `pairs` (`graph.conjunctions`) those whose both ends are drawn are joined by arcs.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import PathPatch
@@ -139,20 +146,39 @@ def circuit(ax: "Axes", graph: Graph, *, title: str) -> "Axes":
         )
     for i in range(len(nodes)):
         _name(ax, graph, at, i)
+    kinds = _arcs(ax, graph, at, pairs)
     for name, y in at.rows:
         ax.text(-0.35, y, name, ha="right", va="center", fontsize=8.5, parse_math=False)
         ax.axhline(y, color=GREY, lw=0.4, alpha=0.35, zorder=0)
-    ax.set(xlim=(-0.3, at.width + 0.2), ylim=(-1.0, at.height + 0.95), title=title)
+    above = 0.95 if nodes.are("logit").any() else 0.35
+    ax.set(xlim=(-0.3, at.width + 0.2), ylim=(-1.0, at.height + above), title=title)
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
         spine.set_visible(False)
     handles = [Line2D([], [], color=BLUE, lw=2, label="drives"), Line2D([], [], color=ORANGE, lw=2, label="suppresses")]
+    handles += [Line2D([], [], color=COLOURS[2], ls=ARCS[kind], label=f"{kind.upper()}-like pair") for kind in kinds]
     for kind in dict.fromkeys(k for k in nodes.kind.tolist() if k in NAMES):
         look = {"marker": MARKS[kind], "mfc": "#d9d9d9", "mec": "black", "ls": "", "label": NAMES[kind]}
         handles.append(Line2D([], [], **look))
     ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), fontsize=8.5)
     return ax
+
+
+def _arcs(ax: "Axes", graph: Graph, at: Places, pairs: Sequence[Interaction]) -> list[str]:
+    """Draws the pairs, below their nodes, the wider the larger the interaction; which kinds there are."""
+    from matplotlib.patches import FancyArrowPatch
+
+    number = {feature_at(graph, int(i)): int(i) for i in np.flatnonzero(graph.nodes.are("feature"))}
+    shown = [p for p in pairs if p.a in number and p.b in number and p.target in number and p.kind in ARCS]
+    largest = max((abs(p.interaction) for p in shown), default=1.0)
+    for p in shown:
+        ends = sorted((number[p.a], number[p.b]), key=lambda i: at.x[i])
+        look: Any = {"lw": 0.6 + 1.8 * abs(p.interaction) / largest, "ls": ARCS[p.kind], "color": COLOURS[2]}
+        places = [(at.x[i], at.y[i]) for i in ends]
+        bend = min(0.35, 0.9 / max(abs(places[1][0] - places[0][0]), 1))
+        ax.add_patch(FancyArrowPatch(*places, arrowstyle="-", connectionstyle=f"arc3,rad={bend}", zorder=2, **look))
+    return [kind for kind in ARCS if any(p.kind == kind for p in shown)]
 
 
 def _name(ax: "Axes", graph: Graph, at: Places, node: int) -> None:

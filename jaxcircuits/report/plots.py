@@ -250,6 +250,39 @@ def interval_bars(
     return ax
 
 
+def waterfall(
+    ax: "Axes", names: Sequence[str], values: Float[np.ndarray, "n"], total: str, *, ylabel: str, title: str
+) -> "Axes":
+    """How a number changes from step to step: a bar from each value to the next, then the last one whole.
+
+    Args:
+        ax: Where.
+        names: Of the first value, and of each step.
+        values: The first value, and that after each step.
+        total: Name of the last value.
+        ylabel: What they are.
+        title: Of the figure.
+    """
+    ends, starts = np.r_[values, values[-1]], np.r_[0, values[:-1], 0]
+    change = ends - starts
+    colours = ["black" if i in (0, len(values)) else BLUE if c >= 0 else ORANGE for i, c in enumerate(change)]
+    ax.bar(np.arange(len(ends)), change, bottom=starts, color=colours, width=0.62)
+    for i, end in enumerate(ends):
+        if i < len(values):
+            ax.plot([i + 0.31, i + 0.69], [end, end], color=GREY, lw=0.9)
+        up = change[i] >= 0
+        text = f"{end:+.3f}" if i in (0, len(values)) else f"{change[i]:+.3f}"
+        ax.annotate(text, (i, end), xytext=(0, 4 if up else -4), textcoords="offset points", ha="center",
+                    va="bottom" if up else "top", fontsize=8.5)  # fmt: skip
+    ax.axhline(0, color=GREY, lw=0.9)
+    ax.set_xticks(np.arange(len(ends)), [*names, total], fontsize=8.5)
+    ax.tick_params(axis="x", length=0)
+    low, high = min(ends.min(), 0), max(ends.max(), 0)
+    room = 0.12 * (high - low or 1)
+    ax.set(ylabel=ylabel, title=title, ylim=(low - room, high + room))
+    return ax
+
+
 def distribution(ax: "Axes", values: Float[np.ndarray, "n"], *, xlabel: str, ylabel: str, title: str) -> "Axes":
     """A histogram with zero, which no bin contains within it, and the mean marked."""
     low, high = min(values.min(), 0), max(values.max(), 0)

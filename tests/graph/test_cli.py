@@ -40,12 +40,17 @@ def test_a_graph_from_the_command_line(bundle: str, capsys: pytest.CaptureFixtur
     assert "w17" in Path("graph/circuit.svg").read_text()
     assert main(line) == 2
     assert "exists already" in capsys.readouterr().err
-    assert main([*line, "--overwrite", "--difference", "w3", "w5", "--json", "--conjunctions", "3"]) == 0
+    last = graph.nodes.are("feature") & (graph.nodes.sae == 1) & (graph.nodes.pos == len(graph.tokens) - 1)
+    shown = ["--leading-to", str(graph.nodes.feature[last][0]), "--conjunctions", "3"]
+    assert main([*line, "--overwrite", "--difference", "w3", "w5", "--json", *shown]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["nodes"] == len(load_graph("graph").nodes)
-    assert len(content["conjunctions"]) == 3 == len(json.loads(Path("graph/conjunctions.json").read_text()))
     first = content["strongest_edges"][0]
     assert {"source", "target", "weight", "influence"} <= set(first)
+    pairs = json.loads(Path("graph/conjunctions.json").read_text())
+    assert len(content["conjunctions"]) == len(pairs) == 3
+    assert {pair["target"]["feature"] for pair in pairs} == {int(shown[1])}
+    assert "like pair" in Path("graph/circuit.svg").read_text()
     ends = load_graph("graph").nodes.are("logit")
     assert ends.sum() == 1
 
@@ -76,12 +81,10 @@ def test_faithfulness_from_the_command_line(bundle: str, capsys: pytest.CaptureF
         (["--prompt", "w1", "w2"], "a graph is of one prompt, got 2"),
         (["--prompt", "w1 w2", "--logits", "w1 w2"], "must be one token"),
         (["--prompt", "w1 w2", "--node-threshold", "2"], "node_threshold must lie above 0"),
-        (
-            ["--prompt", "w1 w2", "--conjunctions", "3", "--of", "blocks.0.mlp.hook_post:last:99"],
-            "is no node at position 2",
-        ),
         (["--prompt", "w1", "--faithfulness"], "at least two, got 1"),
         (["--prompt", "w1 w2", "--top-k", "0"], "top_k must be a whole number"),
+        (["--prompt", PROMPT, "--leading-to", "999"], "is no node at position 5; there are"),
+        (["--prompt", PROMPT, "--conjunctions", "1"], "2 drivers of it, got 4 and 1"),
     ],
 )
 def test_what_cannot_be_used(
