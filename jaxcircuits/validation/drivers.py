@@ -4,9 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from jaxcircuits.attribution.edges import Columns
 from jaxcircuits.attribution.problem import Pair
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
@@ -14,26 +13,16 @@ from jaxcircuits.progress import progress
 from jaxcircuits.statistics import Estimate
 from jaxcircuits.validation.activity import Activity
 from jaxcircuits.validation.agreement import Stories
-from jaxcircuits.validation.effects import measure
+from jaxcircuits.validation.collapse import ABLATED, CHOICES, activation_left, drivers_of
 from jaxcircuits.validation.predictors import Predictors
 
-ABLATED = 3
-"""Sources that are ablated together."""
-
-CHOICES = {
-    "exact": "by exact attribution",
-    "cosine_here": "by cosine × activation, same position",
-    "cosine": "by cosine × activation, any position",
-    "random": "at random, of those active",
-}
-"""How three sources are chosen."""
-
 CANDIDATES, TRIED = 64, 6
-"""Features that are considered, and examples of each that are looked at, before one is chosen."""
+"""Features that are considered, and examples of each, spread over the strong ones, that are looked at."""
 
 RULE = (
-    f"of the {CANDIDATES} features whose strongest examples, one a story, most often sit on one and the same word, the "
-    f"one for which most of the exact attribution of its {ABLATED} strongest drivers comes from earlier tokens"
+    f"of the {CANDIDATES} most active features that sit on one and the same word in at least half of their strongest "
+    f"examples, one a story, the one for which most of the exact attribution of its {ABLATED} strongest drivers comes "
+    "from earlier tokens"
 )
 """It looks at no ablation. A feature that the word itself turns on says nothing about drivers."""
 
@@ -131,7 +120,7 @@ def ablate_drivers(
         found = []
         for story, pos, act in zip(stories.tolist(), positions.tolist(), acts.tolist(), strict=True):
             rng = np.random.default_rng([seed, story])
-            example = _example(bundle, pair, activity, predictors, feature, story, pos, act, rng)
+            example = _example(bundle, pair, predictors, feature, story, pos, act, rng)
             found += [] if example is None else [example]
             bar.update(task, advance=1)
     if len(found) < 2:
@@ -151,19 +140,21 @@ def ablate_drivers(
 
 def _choose(bundle: Bundle, activity: Activity, predictors: Predictors, examples: int, bar) -> int:
     """The feature that `RULE` names."""
-    places = {}
+    places: dict[int, tuple[int, float, np.ndarray, np.ndarray]] = {}
     for feature in np.flatnonzero(np.diff(activity.target.indptr) >= 2).tolist():
-        stories, positions, _ = (values[:examples] for values in activity.strongest(feature))
+        stories, positions, acts = (values[:examples] for values in activity.strongest(feature))
         tokens = [int(activity.stories[s][p]) for s, p in zip(stories.tolist(), positions.tolist(), strict=True)]
         word, times = Counter(tokens).most_common(1)[0]
         text = bundle.token_strings(np.array([word]))[0].strip()
-        if (text.isalpha() and len(text) > 2) or bundle.tokenizer is None:
-            places[feature] = (len(stories), times / len(stories), stories[:TRIED], positions[:TRIED])
+        named = bundle.tokenizer is None or (text.isalpha() and len(text) > 2)
+        if named and times >= len(stories) / 2:
+            some = np.unique(np.linspace(0, len(stories) - 1, TRIED).round().astype(int))
+            places[feature] = (len(stories), float(acts.mean()), stories[some], positions[some])
     if not places:
-        raise InputError("no target feature is strongest on a word in two stories; use other text or name a feature.")
+        raise InputError("no target feature sits on one word in two stories; use other text or name a feature.")
     most = max(n for n, *_ in places.values())  # `examples` where some feature has so many
-    on_word = {feature: share for feature, (n, share, *_) in places.items() if n == most}
-    candidates = sorted(on_word, key=lambda f: -on_word[f])[:CANDIDATES]
+    active = {feature: act for feature, (n, act, *_) in places.items() if n == most}
+    candidates = sorted(active, key=lambda f: -active[f])[:CANDIDATES]
     by_story: dict[int, list[tuple[int, int]]] = {}
     for feature in candidates:
         for story, pos in zip(*(place.tolist() for place in places[feature][2:]), strict=True):
@@ -185,7 +176,6 @@ def _choose(bundle: Bundle, activity: Activity, predictors: Predictors, examples
 def _example(
     bundle: Bundle,
     pair: Pair,
-    activity: Activity,
     predictors: Predictors,
     feature: int,
     story: int,
@@ -193,24 +183,11 @@ def _example(
     act: float,
     rng: np.random.Generator,
 ) -> Example | None:
-    edges = predictors.attributions(story, np.array([[pos, feature]]), ("exact",))
+    target = np.array([[pos, feature]])
+    edges = predictors.attributions(story, target, ("exact",))
     if not len(edges["exact"]):
         return None
-    by_cosine = predictors.cosine(edges["source_feature"], edges["target_feature"]) * edges["source_act"]
-    here = np.where(edges["source_pos"] == pos, by_cosine, -np.inf)
-    scores = {"exact": edges["exact"], "cosine_here": here, "cosine": by_cosine}
-    scores["random"] = rng.permutation(len(here)).astype(np.float64)
-    drivers = {name: _top(edges, scores[name]) for name in CHOICES}
-    sources = np.stack([np.resize(chosen, (ABLATED, 2)) for chosen in drivers.values()])  # twice ablated is ablated
-    effects = measure(
-        bundle, pair, activity.stories[story], sources, np.array([[pos, feature]]), length=predictors.padded(story)
-    )
-    left = 1 + effects.act[:, 0].astype(np.float64) / effects.before[0]
-    return Example(story, pos, act, drivers, dict(zip(CHOICES, left.tolist(), strict=True)))
-
-
-def _top(edges: Columns, scores: Float[np.ndarray, "edge"]) -> Int[np.ndarray, "_n 2"]:
-    """Positions and features of the sources of largest score."""
-    order = np.argsort(-scores, kind="stable")[:ABLATED]
-    order = order[np.isfinite(scores[order])]
-    return np.stack([edges["source_pos"][order], edges["source_feature"][order]], axis=1)
+    drivers = drivers_of(edges, predictors, rng)
+    before, after = activation_left(bundle, pair, predictors, story, target, [drivers])
+    left = dict(zip(CHOICES, (after[0] / before[0]).tolist(), strict=True))
+    return Example(story, pos, act, drivers, left)
