@@ -49,6 +49,7 @@ def _drivers_json(bundle: Bundle, found: EdgeValidation, drivers: Drivers) -> di
         "earlier": drivers.earlier,
         "choices": CHOICES,
         "left": {name: asdict(estimate) for name, estimate in drivers.left.items()},
+        "candidates": [{"feature": feature, **left} for feature, left in drivers.candidates.items()],
         "examples": [
             {
                 "story": e.story,
