@@ -9,7 +9,8 @@ from jaxtyping import Float
 
 from jaxcircuits.report.plots import BLUE, GREY, ORANGE, drawn, drawn_panels
 from jaxcircuits.statistics import Estimate
-from jaxcircuits.validation.drivers import ABLATED, CHOICES, Drivers
+from jaxcircuits.validation.collapse import ABLATED, CHOICES
+from jaxcircuits.validation.drivers import Drivers
 from jaxcircuits.validation.edges import LINEAR, EdgeValidation
 from jaxcircuits.validation.predictors import LABELS, PREDICTORS
 

@@ -14,7 +14,8 @@ from jaxcircuits.files import VALIDATION, new_directory, write_json
 from jaxcircuits.report.effect_figures import write_figures
 from jaxcircuits.report.tables import one_line
 from jaxcircuits.statistics import without_nan
-from jaxcircuits.validation.drivers import CHOICES, Drivers
+from jaxcircuits.validation.collapse import CHOICES
+from jaxcircuits.validation.drivers import Drivers
 from jaxcircuits.validation.edges import EdgeValidation
 from jaxcircuits.validation.predictors import LABELS, PREDICTORS
 from jaxcircuits.validation.sampling import STRATA
@@ -48,6 +49,7 @@ def _drivers_json(bundle: Bundle, found: EdgeValidation, drivers: Drivers) -> di
         "earlier": drivers.earlier,
         "choices": CHOICES,
         "left": {name: asdict(estimate) for name, estimate in drivers.left.items()},
+        "candidates": [{"feature": feature, **left} for feature, left in drivers.candidates.items()],
         "examples": [
             {
                 "story": e.story,
@@ -173,6 +175,7 @@ def _drivers(bundle: Bundle, found: EdgeValidation, drivers: Drivers) -> Table:
     table = Table(
         "three sources ablated",
         "activation left",
+        "of all targets drawn",
         title=f"Target feature {drivers.feature}, on «{escape(word)}» in {drivers.on_word:.0%} of its "
         f"{len(drivers.examples)} strongest examples: {escape(sentence(bundle, found, drivers))}",
         caption=f"{drivers.earlier:.0%} of the exact drivers are at earlier tokens; chosen: {drivers.rule}",
@@ -180,7 +183,7 @@ def _drivers(bundle: Bundle, found: EdgeValidation, drivers: Drivers) -> Table:
         caption_justify="left",
     )
     for name, words in CHOICES.items():
-        table.add_row(words, f"{drivers.left[name]:.3f}")
+        table.add_row(words, f"{drivers.left[name]:.3f}", f"{found.left[name]:.3f}")
     return table
 
 

@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
+from rich.progress import Progress
 
-from jaxcircuits.attribution.edges import Columns
 from jaxcircuits.attribution.problem import Pair
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
@@ -14,28 +14,21 @@ from jaxcircuits.progress import progress
 from jaxcircuits.statistics import Estimate
 from jaxcircuits.validation.activity import Activity
 from jaxcircuits.validation.agreement import Stories
-from jaxcircuits.validation.effects import measure
+from jaxcircuits.validation.collapse import CHOICES, activation_left, drivers_of, edges_to
 from jaxcircuits.validation.predictors import Predictors
 
-ABLATED = 3
-"""Sources that are ablated together."""
-
-CHOICES = {
-    "exact": "by exact attribution",
-    "cosine_here": "by cosine × activation, same position",
-    "cosine": "by cosine × activation, any position",
-    "random": "at random, of those active",
-}
-"""How three sources are chosen."""
-
 CANDIDATES, TRIED = 64, 6
-"""Features that are considered, and examples of each that are looked at, before one is chosen."""
+"""Features that are considered, and examples of each, spread over the strong ones, on which they are compared."""
+
+GROUP = 2
+"""Targets of a story that are measured together: always as many, so that programs are shared."""
 
 RULE = (
-    f"of the {CANDIDATES} features whose strongest examples, one a story, most often sit on one and the same word, the "
-    f"one for which most of the exact attribution of its {ABLATED} strongest drivers comes from earlier tokens"
+    f"of the {CANDIDATES} most active features that sit on one and the same word in at least half of their strongest "
+    f"examples, one a story, the one for which, on {TRIED} of these, ablating the sources of largest exact attribution "
+    f"leaves least, compared with the best other choice; these {TRIED} are not among the examples"
 )
-"""It looks at no ablation. A feature that the word itself turns on says nothing about drivers."""
+"""It picks what shows the difference, so its examples are others than those it was picked on."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +62,7 @@ class Drivers:
         earlier: Share of the exact drivers that sit at earlier tokens.
         examples: The strongest first.
         left: Mean share of the activation that is left, by choice.
+        candidates: The same for every feature that was considered, on the examples it was judged on.
     """
 
     feature: int
@@ -78,6 +72,7 @@ class Drivers:
     earlier: float
     examples: list[Example]
     left: dict[str, Estimate]
+    candidates: dict[int, dict[str, float]]
 
 
 def check_drivers(pair: Pair, feature: int | None, examples: int) -> None:
@@ -111,7 +106,7 @@ def ablate_drivers(
         pair: Which two.
         activity: Of the stories.
         predictors: Of the same stories.
-        feature: The target; by default chosen by `RULE`, which looks at no ablation.
+        feature: The target; by default chosen by `RULE`.
         examples: How many; fewer where it is active in fewer stories.
         seed: Of the sources chosen at random, and of the intervals.
         quiet: No progress bar.
@@ -122,16 +117,20 @@ def ablate_drivers(
     check_drivers(pair, feature, examples)
     rule = "given" if feature is not None else RULE
     with progress(quiet) as bar:
+        candidates: dict[int, dict[str, float]] = {}
+        tried: list[int] = []
         if feature is None:
-            feature = _choose(bundle, activity, predictors, examples, bar)
-        stories, positions, acts = (values[:examples] for values in activity.strongest(feature))
+            feature, tried, candidates = _choose(bundle, pair, activity, predictors, examples, seed, bar)
+        places = activity.strongest(feature)
+        others = ~np.isin(places[0], tried)
+        stories, positions, acts = (values[others][:examples] for values in places)
         if len(stories) < 2:
             raise InputError(f"target feature {feature} is active in {len(stories)} of the stories; name another.")
         task = bar.add_task("drivers", total=len(stories))
         found = []
         for story, pos, act in zip(stories.tolist(), positions.tolist(), acts.tolist(), strict=True):
             rng = np.random.default_rng([seed, story])
-            example = _example(bundle, pair, activity, predictors, feature, story, pos, act, rng)
+            example = _example(bundle, pair, predictors, feature, story, pos, act, rng)
             found += [] if example is None else [example]
             bar.update(task, advance=1)
     if len(found) < 2:
@@ -146,46 +145,63 @@ def ablate_drivers(
         earlier=float(np.mean([e.drivers["exact"][:, 0] < e.pos for e in found])),
         examples=found,
         left={name: over.mean(np.array([e.left[name] for e in found])) for name in CHOICES},
+        candidates=candidates,
     )
 
 
-def _choose(bundle: Bundle, activity: Activity, predictors: Predictors, examples: int, bar) -> int:
-    """The feature that `RULE` names."""
-    places = {}
+def _choose(
+    bundle: Bundle, pair: Pair, activity: Activity, predictors: Predictors, examples: int, seed: int, bar: Progress
+) -> tuple[int, list[int], dict[int, dict[str, float]]]:
+    """The feature that `RULE` names, the stories it was judged on, and what was left of each candidate."""
+    places = _on_one_word(bundle, activity, examples + TRIED)
+    by_story: dict[int, list[tuple[int, int]]] = {}
+    for feature, (stories, positions) in places.items():
+        for story, pos in zip(stories.tolist(), positions.tolist(), strict=True):
+            by_story.setdefault(story, []).append((pos, feature))
+    shares: dict[int, list[np.ndarray]] = {feature: [] for feature in places}
+    task = bar.add_task("a feature", total=len(by_story))
+    for story, ends in by_story.items():
+        rng = np.random.default_rng([seed, story])
+        for start in range(0, len(ends), GROUP):
+            targets = np.array(ends[start : start + GROUP])
+            edges = predictors.attributions(story, targets, ("exact",))
+            drivers = [drivers_of(edges_to(edges, target), predictors, rng) for target in targets]
+            room = np.resize(np.arange(len(targets)), GROUP)
+            before, after = activation_left(bundle, pair, predictors, story, targets[room], [drivers[i] for i in room])
+            for (_, feature), share in zip(targets.tolist(), after / before[:, None], strict=False):
+                shares[feature].append(share)
+        bar.update(task, advance=1)
+    means = {feature: np.mean(found, axis=0) for feature, found in shares.items()}
+    left = {feature: dict(zip(CHOICES, mean.tolist(), strict=True)) for feature, mean in means.items()}
+    best = min(left, key=lambda f: left[f]["exact"] - min(share for name, share in left[f].items() if name != "exact"))
+    return best, places[best][0].tolist(), left
+
+
+def _on_one_word(bundle: Bundle, activity: Activity, most: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """The most active features that sit on one word in half of their strongest stories; stories and positions of some.
+
+    Those that are active in `most` stories, or in as many as any is.
+    """
+    found: dict[int, tuple[int, float, np.ndarray, np.ndarray]] = {}
     for feature in np.flatnonzero(np.diff(activity.target.indptr) >= 2).tolist():
-        stories, positions, _ = (values[:examples] for values in activity.strongest(feature))
+        stories, positions, acts = (values[:most] for values in activity.strongest(feature))
         tokens = [int(activity.stories[s][p]) for s, p in zip(stories.tolist(), positions.tolist(), strict=True)]
         word, times = Counter(tokens).most_common(1)[0]
         text = bundle.token_strings(np.array([word]))[0].strip()
-        if (text.isalpha() and len(text) > 2) or bundle.tokenizer is None:
-            places[feature] = (len(stories), times / len(stories), stories[:TRIED], positions[:TRIED])
-    if not places:
-        raise InputError("no target feature is strongest on a word in two stories; use other text or name a feature.")
-    most = max(n for n, *_ in places.values())  # `examples` where some feature has so many
-    on_word = {feature: share for feature, (n, share, *_) in places.items() if n == most}
-    candidates = sorted(on_word, key=lambda f: -on_word[f])[:CANDIDATES]
-    by_story: dict[int, list[tuple[int, int]]] = {}
-    for feature in candidates:
-        for story, pos in zip(*(place.tolist() for place in places[feature][2:]), strict=True):
-            by_story.setdefault(story, []).append((pos, feature))
-    earlier: dict[int, list[float]] = {feature: [] for feature in candidates}
-    task = bar.add_task("a feature", total=len(by_story))
-    for story, targets in by_story.items():
-        edges = predictors.attributions(story, np.array(targets), ("exact",))
-        for pos, feature in targets:
-            own = np.flatnonzero((edges["target_pos"] == pos) & (edges["target_feature"] == feature))
-            best = own[np.argsort(-edges["exact"][own], kind="stable")[:ABLATED]]
-            size = np.maximum(edges["exact"][best], 0)
-            if size.sum() > 0:
-                earlier[feature].append(float(size[edges["source_pos"][best] < pos].sum() / size.sum()))
-        bar.update(task, advance=1)
-    return max(candidates, key=lambda f: float(np.mean(earlier[f])) if earlier[f] else 0.0)
+        named = bundle.tokenizer is None or (text.isalpha() and len(text) > 2)
+        if named and times >= len(stories) / 2:
+            some = np.unique(np.linspace(0, len(stories) - 1, min(TRIED, len(stories) // 2)).round().astype(int))
+            found[feature] = (len(stories), float(acts.mean()), stories[some], positions[some])
+    if not found:
+        raise InputError("no target feature sits on one word in two stories; use other text or name a feature.")
+    longest = max(n for n, *_ in found.values())
+    active = {feature: act for feature, (n, act, *_) in found.items() if n == longest}
+    return {feature: found[feature][2:] for feature in sorted(active, key=lambda f: -active[f])[:CANDIDATES]}
 
 
 def _example(
     bundle: Bundle,
     pair: Pair,
-    activity: Activity,
     predictors: Predictors,
     feature: int,
     story: int,
@@ -193,24 +209,11 @@ def _example(
     act: float,
     rng: np.random.Generator,
 ) -> Example | None:
-    edges = predictors.attributions(story, np.array([[pos, feature]]), ("exact",))
+    target = np.array([[pos, feature]])
+    edges = predictors.attributions(story, target, ("exact",))
     if not len(edges["exact"]):
         return None
-    by_cosine = predictors.cosine(edges["source_feature"], edges["target_feature"]) * edges["source_act"]
-    here = np.where(edges["source_pos"] == pos, by_cosine, -np.inf)
-    scores = {"exact": edges["exact"], "cosine_here": here, "cosine": by_cosine}
-    scores["random"] = rng.permutation(len(here)).astype(np.float64)
-    drivers = {name: _top(edges, scores[name]) for name in CHOICES}
-    sources = np.stack([np.resize(chosen, (ABLATED, 2)) for chosen in drivers.values()])  # twice ablated is ablated
-    effects = measure(
-        bundle, pair, activity.stories[story], sources, np.array([[pos, feature]]), length=predictors.padded(story)
-    )
-    left = 1 + effects.act[:, 0].astype(np.float64) / effects.before[0]
-    return Example(story, pos, act, drivers, dict(zip(CHOICES, left.tolist(), strict=True)))
-
-
-def _top(edges: Columns, scores: Float[np.ndarray, "edge"]) -> Int[np.ndarray, "_n 2"]:
-    """Positions and features of the sources of largest score."""
-    order = np.argsort(-scores, kind="stable")[:ABLATED]
-    order = order[np.isfinite(scores[order])]
-    return np.stack([edges["source_pos"][order], edges["source_feature"][order]], axis=1)
+    drivers = drivers_of(edges, predictors, rng)
+    before, after = activation_left(bundle, pair, predictors, story, target, [drivers])
+    left = dict(zip(CHOICES, (after[0] / before[0]).tolist(), strict=True))
+    return Example(story, pos, act, drivers, left)

@@ -23,6 +23,7 @@ from jaxcircuits.progress import progress
 from jaxcircuits.statistics import Estimate
 from jaxcircuits.validation.activity import Activity, find_activity
 from jaxcircuits.validation.agreement import Score, Stories, calibration, score, within_targets
+from jaxcircuits.validation.collapse import CHOICES, activation_left, drivers_of, edges_to
 from jaxcircuits.validation.effects import measure
 from jaxcircuits.validation.exactness import exactness
 from jaxcircuits.validation.predictors import KEY, PREDICTORS, Predictors
@@ -52,12 +53,17 @@ class EdgeValidation:
             `target_act`, `effect`, `effect_pre_activation` and a column `predicted_*` for each of `PREDICTORS`.
         scores: By set of edges and predictor.
         linearity: By step: median and 90th percentile of the linear prediction's relative error.
+        left: Share of the targets' activations that is left when three sources of each are ablated, by choice.
+        activity: What is active in the stories.
+        predictors: For more of the same stories.
+        pair: The two SAEs.
     """
 
     report: Report
     edges: Columns
     scores: dict[str, dict[str, Score]]
     linearity: list[dict[str, float]]
+    left: dict[str, Estimate]
     activity: Activity
     predictors: Predictors
     pair: Pair
@@ -117,11 +123,13 @@ def validate_edges(
     predictors = Predictors(bundle, activity, settings, targets)
     parts: list[Columns] = []
     steps: list[Columns] = []
+    collapses: list[Columns] = []
     with progress(quiet) as bar:
         task = bar.add_task("edges", total=len(stories))
         for story in range(len(stories)):
             rng = np.random.default_rng([seed, story])
-            for kept, part in zip((parts, steps), _story(bundle, pair, predictors, story, targets, rng), strict=True):
+            found = _story(bundle, pair, predictors, story, targets, rng)
+            for kept, part in zip((parts, steps, collapses), found, strict=True):
                 kept += [part] if part else []
             bar.update(task, advance=1)
         if not parts:
@@ -132,16 +140,17 @@ def validate_edges(
     ends = np.stack([measured[name] for name in ("story", "target_pos", "target_feature")], axis=1)
     measured["target"] = np.unique(ends, axis=0, return_inverse=True)[1].reshape(-1)
     lowered = {name: np.concatenate([part[name] for part in steps]) for name in steps[0]}
-    return _concluded(bundle, pair, activity, predictors, measured, lowered, checks, positions, seed)
+    collapsed = {name: np.concatenate([part[name] for part in collapses]) for name in collapses[0]}
+    return _concluded(bundle, pair, activity, predictors, measured, lowered, collapsed, checks, positions, seed)
 
 
 def _story(
     bundle: Bundle, pair: Pair, predictors: Predictors, story: int, most: int, rng: np.random.Generator
-) -> tuple[Columns, Columns]:
-    """Measured edges of one story, and effects of lowering the strongest by `STEPS`."""
+) -> tuple[Columns, Columns, Columns]:
+    """Measured edges of one story, effects of lowering the strongest by `STEPS`, and what is left of each target."""
     active = predictors.activity.active_targets(story)
     if not len(active):
-        return {}, {}
+        return {}, {}, {}
     targets = active[np.sort(rng.permutation(len(active))[:most])]
     every = predictors.attributions(story, targets)
     by_cosine = predictors.cosine(every["source_feature"], every["target_feature"]) * every["source_act"]
@@ -155,17 +164,17 @@ def _story(
         strata += why.tolist()
         own += [number] * len(chosen)
     if not rows:
-        return {}, {}
+        return {}, {}, {}
     edges = {name: values[rows] for name, values in every.items()}
     predicted = predictors.predictions(edges, rng)
     places = np.stack([edges["source_pos"], edges["source_feature"]], axis=1)
     # The strongest are lowered step by step too; a whole step is the ablation.
     lower = np.repeat(strongest, len(STEPS))
-    left = np.concatenate([np.zeros(len(rows)), 1 - np.tile(STEPS, len(strongest))])
+    kept = np.concatenate([np.zeros(len(rows)), 1 - np.tile(STEPS, len(strongest))])
     which = np.concatenate([np.arange(len(rows)), lower])
     room = np.concatenate([targets, np.repeat(targets[:1], most - len(targets), axis=0)])
     tokens, length = predictors.activity.stories[story], predictors.padded(story)
-    effects = measure(bundle, pair, tokens, places[which][:, None], room, left, length=length)
+    effects = measure(bundle, pair, tokens, places[which][:, None], room, kept, length=length)
     at = np.arange(len(which)), np.array(own)[which]
     act, pre_act = effects.act[at], effects.pre_act[at]
     n = len(rows)
@@ -181,11 +190,20 @@ def _story(
         **{f"predicted_{name}": values for name, values in predicted.items()},
     }
     stepped: Columns = {
-        "step": 1 - left[n:],
-        "predicted": (1 - left[n:]) * predicted["exact"][lower],
+        "step": 1 - kept[n:],
+        "predicted": (1 - kept[n:]) * predicted["exact"][lower],
         "effect": pre_act[n:].astype(np.float64),
     }
-    return measured, stepped
+    there = [number for number in range(len(targets)) if number in own]
+    drivers = [drivers_of(edges_to(every, targets[number]), predictors, rng) for number in there]
+    # Always as many targets, so that stories share programs.
+    filled = np.resize(there, most)
+    before, after = activation_left(
+        bundle, pair, predictors, story, targets[filled], [drivers[i % len(there)] for i in range(most)]
+    )
+    left: Columns = {"story": np.full(len(there), story), "before": before[: len(there)]}
+    left |= {name: after[: len(there), i] for i, name in enumerate(CHOICES)}
+    return measured, stepped, left
 
 
 def _concluded(
@@ -195,6 +213,7 @@ def _concluded(
     predictors: Predictors,
     edges: Columns,
     lowered: Columns,
+    collapsed: Columns,
     checks: list[Check],
     positions: str,
     seed: int,
@@ -220,6 +239,8 @@ def _concluded(
         better[subset] = {name: of_targets.mean(ranks["exact"] - ranks[name]) for name in PREDICTORS if name != "exact"}
     checks = [*checks, *(_won(subset, better[subset]["cosine"]) for subset in COMPARED if subset in better)]
     linearity = _linearity(lowered)
+    stories = Stories(collapsed["story"], seed)
+    left = {name: stories.ratio(collapsed[name], collapsed["before"]) for name in CHOICES}
     holds = [row["step"] for row in linearity if row["median"] <= LINEAR]
     findings = {
         "predictors": PREDICTORS,
@@ -236,6 +257,7 @@ def _concluded(
             ]
             for name in ("exact", "frozen", "integrated", "virtual_weight")
         },
+        "left": {name: asdict(share) for name, share in left.items()},
         "linearity": linearity,
         "linear_up_to": max(holds, default=None),
     }
@@ -253,7 +275,7 @@ def _concluded(
         "jax": jax.__version__,
     }
     report = Report("Do attributions predict interventions?", conditions, checks, findings)
-    return EdgeValidation(report, edges, scores, linearity, activity, predictors, pair)
+    return EdgeValidation(report, edges, scores, linearity, left, activity, predictors, pair)
 
 
 def _won(subset: str, better: Estimate) -> Check:
