@@ -27,8 +27,8 @@ from jaxcircuits.validation.drivers import ablate_drivers
 from jaxcircuits.validation.edges import tokenized_stories
 from jaxcircuits.validation.predictors import Predictors
 
-SIZES = {False: (200, 50, 512, 64), True: (12, 3, 32, 24)}
-"""Stories, examples of the feature, tokens of a story at most, and those that a corpus is asked of; in full and quick."""
+SIZES = {False: (200, 50, 512), True: (8, 3, 32)}
+"""Stories, examples of the feature, and tokens of a story at most; in full and quick."""
 
 COMPARED = 40
 """Stories whose same-position edges are compared with cosines: millions."""
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory of the figures; the page is OUT.md")
     parser.add_argument("--quick", action="store_true", help="few stories, for a test")
     args = parser.parse_args(argv)
-    n, examples, tokens, head = SIZES[args.quick]
+    n, examples, tokens = SIZES[args.quick]
 
     bundle = load_bundle(args.bundle)
     texts = read_corpus(args.corpus or shipped_bundle() / "stories.txt")
@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with new_directory(args.out, overwrite=True, kind=GALLERY) as new, tempfile.TemporaryDirectory() as place:
         figures = new / args.out.name  # the links' directory, until it has its place
         figures.mkdir()
-        write_json(Path(place, "ids.json"), [ids[:head].tolist() for ids in stories if len(ids) >= head])
+        head = min(map(len, stories))  # named targets must exist in every prompt
+        write_json(Path(place, "ids.json"), [ids[:head].tolist() for ids in stories])
         prompts = read_prompts(bundle, ids_file=Path(place, "ids.json"))
         asked = replace(settings, min_attribution=0.0)  # of a feature that is off, every edge is zero
         everywhere = [(pos, drivers.feature) for pos in range(1, head)]

@@ -36,10 +36,10 @@ class Edge(NamedTuple):
     """What recurs over a corpus.
 
     `weight` is the shrunk mean of attribution in units of the target's activation; of a token's edge, the lift: how
-    many times as often as anywhere the feature is active on this token. `strength`, from 0 to 1, is the share of the kept
-    |weight| into the target; of a token's edge, the share of the feature's activations that are on it. `offset` is how
-    many tokens earlier the source is; `times`, in how many stories, or how often on the token; `q`, false-discovery
-    rate of the mean, NaN for tokens.
+    many times as often as anywhere the feature is active on this token. `strength`, from 0 to 1, is the share of the
+    kept |weight| into the target; of a token's edge, the share of the feature's activations that are on it. `offset` is
+    how many tokens earlier the source is; `times`, in how many stories, or how often on the token; `q`,
+    false-discovery rate of the mean, NaN for tokens.
     """
 
     source: Unit
@@ -101,9 +101,7 @@ class CorpusGraph:
         for e in self.edges:
             out.setdefault(e.source, []).append(e)
         if start not in out:
-            raise InputError(
-                f"nothing leads on from {self.label(start) if start in self.units else start}; name another."
-            )
+            raise InputError(f"nothing leads on from {self.label(start)}; name another.")
         found, far, waiting = [], {start: 0}, deque([start])
         while waiting:
             unit = waiting.popleft()
