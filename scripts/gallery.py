@@ -11,6 +11,7 @@ import argparse
 import tempfile
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gallery_stories import Story, a_cosine_that_misleads, a_feature_drawn, a_feature_in_a_corpus
@@ -26,8 +27,11 @@ from jaxcircuits.validation.drivers import ablate_drivers
 from jaxcircuits.validation.edges import tokenized_stories
 from jaxcircuits.validation.predictors import Predictors
 
-SIZES = {False: (200, 50, 512), True: (12, 3, 32)}
-"""Stories, examples of the feature, and tokens of a story, at most; in full and quick."""
+SIZES = {False: (200, 50, 512), True: (8, 3, 32)}
+"""Stories, examples of the feature, and tokens of a story at most; in full and quick."""
+
+COMPARED = 40
+"""Stories whose same-position edges are compared with cosines: millions."""
 
 TITLES = ("A feature that needs earlier words", "Its drivers in a corpus", "A cosine that misleads")
 
@@ -35,7 +39,7 @@ COMMANDS = (
     """jaxcircuits validate edges --feature {feature} --out runs/edges
 jaxcircuits graph --prompt {quoted} --leading-to {feature} --conjunctions --out runs/sentence
 jaxcircuits view runs/sentence""",
-    """jaxcircuits attribute --truncate --positions all --edges none --out runs/stories
+    """jaxcircuits attribute --truncate --positions all --edges none --out runs/stories    # of all features: long
 jaxcircuits top runs/stories --drivers-of {feature} --figure drivers.png""",
     """jaxcircuits attribute --truncate --stages --out runs/stages
 jaxcircuits top runs/stages --pair {source} {target}""",
@@ -63,15 +67,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     with new_directory(args.out, overwrite=True, kind=GALLERY) as new, tempfile.TemporaryDirectory() as place:
         figures = new / args.out.name  # the links' directory, until it has its place
         figures.mkdir()
-        write_json(Path(place, "ids.json"), [ids.tolist() for ids in stories])
+        head = min(map(len, stories))  # named targets must exist in every prompt
+        write_json(Path(place, "ids.json"), [ids[:head].tolist() for ids in stories])
         prompts = read_prompts(bundle, ids_file=Path(place, "ids.json"))
+        asked = replace(settings, min_attribution=0.0)  # of a feature that is off, every edge is zero
+        everywhere = [(pos, drivers.feature) for pos in range(1, head)]
         run, _ = attribute_to_run(
-            bundle, settings, prompts, Path(place, "run"), edges=False, statistics=True, quiet=args.quick
+            bundle, asked, prompts, Path(place, "run"), targets=everywhere, memory=2**31, quiet=args.quick
         )
         told = (
             a_feature_drawn(bundle, pair, activity, drivers, figures),
             a_feature_in_a_corpus(run, drivers.feature, figures),
-            a_cosine_that_misleads(bundle, pair, stories, figures),
+            a_cosine_that_misleads(bundle, pair, stories[:COMPARED], figures),
         )
         for figure in figures.iterdir():
             figure.rename(new / figure.name)

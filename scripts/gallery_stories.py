@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Int
 
 from jaxcircuits import Bundle, attribute
 from jaxcircuits.attribution.problem import Pair
 from jaxcircuits.bulk import Run, questions
+from jaxcircuits.bulk.edge_statistics import facts_of, statistics_of
+from jaxcircuits.errors import InputError
 from jaxcircuits.graph import FeatureAt, build_graph, feature_node, interactions, leading_to, prune
 from jaxcircuits.graph.interactions import ablated
 from jaxcircuits.report import top
@@ -184,8 +187,14 @@ def _sentence(bundle: Bundle, pair: Pair, activity: Activity, drivers: Drivers) 
 
 def a_feature_in_a_corpus(run: Run, feature: int, out: Path, limit: int = 12) -> Story:
     """The drivers of a feature over every story of a run."""
-    found = questions.statistics_for(run, target=feature, quiet=True)
-    least = min(found.min_stories, max(found.table["stories"].to_pylist()))
+    on = (pc.field("target_feature") == feature) & (pc.field("target_act") > 0)
+    active = sum(a > 0 for a in run.targets.to_table(columns=["activation"])["activation"].to_pylist())
+    if not active:
+        raise InputError(f"target feature {feature} is off in the first tokens of all stories; use others.")
+    pairs = statistics_of(run, rows=on, quiet=True)
+    facts = facts_of(pairs)
+    found = questions.Statistics(pairs, False, facts["min_stories"], facts["edges_cut"])
+    least = min(found.min_stories, max(pairs["stories"].to_pylist()))
     rows = questions.ranked(found, questions.Order(min_stories=least, limit=limit)).to_pylist()
     top.draw_features(out / "drivers.png", rows, "source", feature)
     places = ("prompt", "source_pos", "target_pos")
@@ -195,7 +204,7 @@ def a_feature_in_a_corpus(run: Run, feature: int, out: Path, limit: int = 12) ->
     cells = [
         (
             r["source_feature"], r["offset"], f"{r['mean']:+.3f}", _interval(r), f"{r['edges']:,}", r["stories"],
-            _share(r["both_active"], r["target_active"]), "" if r["q_mean"] is None else f"{r['q_mean']:.0e}",
+            f"{r['edges'] / active:.0%}", "" if r["q_mean"] is None else f"{r['q_mean']:.0e}",
             code(text.strip()),
         )
         for r, text in zip(rows, texts, strict=True)
@@ -206,20 +215,23 @@ def a_feature_in_a_corpus(run: Run, feature: int, out: Path, limit: int = 12) ->
         "feature": feature,
         "stories": run.record["prompts"],
         "pairs": found.table.num_rows,
+        "active": active,
         "earlier": earlier,
         "drivers": [{n: r[n] for n in names} for r in rows],
     }
     header = ("source", "offset", "mean", "95 % interval", "edges", "stories", "of its activations", "q", "strongest")
     text = f"""
-The same feature over all {run.record["prompts"]:,} stories. Its edges come from {found.table.num_rows:,} pairs of
-a source feature and an offset (how many tokens earlier the source is). The {len(rows)} of largest mean attribution,
+The same feature over {run.record["prompts"]:,} stories, their first {len(prompts["tokens"][0])} tokens, where it is
+active {active:,} times. Its edges come from {found.table.num_rows:,} pairs of a source feature and an offset (how
+many tokens earlier the source is). The {len(rows)} of largest mean attribution,
 shrunk the more the less is known of a pair, among those that occur in at least {least} stories; {earlier} of them are
 at an earlier token:
 
 {table(header, cells)}
 
 The mean is over the edges where both are active, its interval clustered by story. “Of its activations” is the share
-of the feature's activations that have this edge, q the false-discovery rate of the mean. The last column is the place
+of the feature's activations that have this edge, q the false-discovery rate of the mean, among these pairs. The last
+column is the place
 where |attribution| is largest, ‹source› and «target».
 
 ![Drivers of feature {feature}]({out.name}/drivers.png)
@@ -229,10 +241,6 @@ where |attribution| is largest, ‹source› and «target».
 
 def _interval(row: dict[str, Any]) -> str:
     return "" if row["mean_low"] is None else f"{row['mean_low']:+.3f} … {row['mean_high']:+.3f}"
-
-
-def _share(part: int, whole: int | None) -> str:
-    return f"{part / whole:.0%}" if whole else ""
 
 
 # --- cosine against gradient -------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def merge_statistics(
         pairs, features = (
             _few([place / kind / name for name in names], layout, scratch / kind) for kind, layout in LAYOUTS.items()
         )
-        counts = from_table(pa.concat_tables(merged(features, FEATURES)))
+        counts = from_table(pa.concat_tables([FEATURES.schema.empty_table(), *merged(features, FEATURES)]))
         derived, final = scratch / "derived.parquet", scratch / "final.parquet"
         tests = derive(merged(pairs, PAIRS), derived, counts, min_stories, complete=not cut)
         facts = {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaxcircuits.cli import (
     attribute,
+    circuits,
     convert,
     evaluate,
     export,
@@ -73,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
         graph,
         view,
         top,
+        circuits,
         study,
         validate,
         evaluate,
