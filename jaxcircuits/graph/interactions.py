@@ -24,7 +24,7 @@ from jaxcircuits.attribution.engine import check_tokens
 from jaxcircuits.attribution.problem import PRECISIONS
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
-from jaxcircuits.graph.build import Prepared, graph_of
+from jaxcircuits.graph.build import Prepared, graph_of, resolved_position
 from jaxcircuits.graph.direct import Factors, Leaves, Wiring, feature_value, logits_of
 from jaxcircuits.graph.graph import Graph
 from jaxcircuits.graph.settings import GraphSettings
@@ -114,7 +114,7 @@ def _node(graph: Graph, made: Prepared, target: tuple[str, int, int] | None) -> 
     name, pos, feature = target
     if name not in graph.saes:
         raise InputError(f"the graph has no SAE {name!r}; it has {', '.join(graph.saes) or 'none'}.")
-    at = pos % made.n
+    at = resolved_position(pos, made.n)
     mine = nodes.are("feature") & (nodes.sae == graph.saes.index(name)) & (nodes.pos == at)
     found = np.flatnonzero(mine & (nodes.feature == feature))
     if not len(found):
