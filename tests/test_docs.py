@@ -19,7 +19,7 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/evaluation.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/evaluation.md", "docs/graph.md"])
 def test_python_sessions(document: str) -> None:
     results = doctest.testfile(str(ROOT / document), module_relative=False, optionflags=doctest.ELLIPSIS)
     assert results.attempted > 5

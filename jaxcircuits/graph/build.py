@@ -90,7 +90,7 @@ class Prepared:
         self.saes: tuple[SAE, ...] = tuple(bundle.saes[name] for name in self.names)
         self.params = bundle.params
         self.n = len(tokens)
-        self.at = _position(settings.position, self.n)
+        self.at = resolved_position(settings.position, self.n)
         self.wiring = Wiring(
             cfg=bundle.cfg,
             reads=tuple(sae.cfg.hook_name for sae in self.saes),
@@ -207,9 +207,14 @@ def chosen_saes(bundle: Bundle, names: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _position(position: int, n: int) -> int:
+def resolved_position(position: int, n: int) -> int:
+    """A position of a prompt of `n` tokens; negative ones count from the end.
+
+    Raises:
+        InputError: The prompt has none such.
+    """
     if not -n <= position < n:
-        raise InputError(f"the logits' position must lie in 0..{n - 1}, got {position}; the prompt has {n} tokens.")
+        raise InputError(f"a position must lie in 0..{n - 1}, got {position}; the prompt has {n} tokens.")
     return position % n
 
 

@@ -108,7 +108,7 @@ class Graph:
         n = len(self.nodes)
         return sparse.csr_array((self.weight, (self.target, self.source)), shape=(n, n))
 
-    def label(self, node: int) -> str:
+    def label(self, node: int | np.integer) -> str:
         """A node in words, such as `blocks.0.mlp.hook_post #880 @ 4 " red"`."""
         nodes = self.nodes
         kind, pos, feature = str(nodes.kind[node]), int(nodes.pos[node]), int(nodes.feature[node])
