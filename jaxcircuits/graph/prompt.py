@@ -17,6 +17,9 @@ from jaxcircuits.sae import SAE, encode
 from jaxcircuits.sae.normalization import norm_of
 from jaxcircuits.types import ModelWeights
 
+SLOTS = 32
+"""Features a position that every program has room for; where there are more, the next power of two is compiled."""
+
 
 class Passed(NamedTuple):
     """A forward pass as the SAEs see it."""
@@ -101,7 +104,7 @@ def choose(
             mask[mask] = kept
     found = []
     for mask in masks:
-        slots = np.full((len(mask), bucket(int(mask.sum(1).max(initial=1)))), -1, np.int32)
+        slots = np.full((len(mask), bucket(int(mask.sum(1).max(initial=1)), SLOTS)), -1, np.int32)
         for pos in range(len(mask)):
             features = np.flatnonzero(mask[pos])
             slots[pos, : len(features)] = features
