@@ -224,8 +224,8 @@ def a_feature_in_a_corpus(run: Run, feature: int, out: Path, limit: int = 12) ->
 The same feature over {run.record["prompts"]:,} stories, their first {len(prompts["tokens"][0])} tokens, where it is
 active {active:,} times. Its edges come from {found.table.num_rows:,} pairs of a source feature and an offset (how
 many tokens earlier the source is). The {len(rows)} of largest mean attribution,
-shrunk the more the less is known of a pair, among those that occur in at least {least} stories; {earlier} of them are
-at an earlier token:
+shrunk the more the less is known of a pair, among those that occur in at least {least} stories; {earlier}
+of them at earlier tokens:
 
 {table(header, cells)}
 

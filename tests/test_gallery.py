@@ -38,7 +38,7 @@ def test_the_page_says_what_was_computed(made: tuple[Path, str, list[dict[str, A
     assert f"**{drawn['feature']}**" in first
     assert f"{drawn['activation']:.3f}" in first
     for end, attribution, left in zip(drawn["drivers"], drawn["attribution"], drawn["left"], strict=False):
-        assert re.search(rf"feature {end['feature']} at .*? \| {attribution:\+.3f} \| {left:.0%} \|", first)
+        assert re.search(rf"feature {end['feature']} at .*{re.escape(f'| {attribution:+.3f} | {left:.0%} |')}", first)
     for row in corpus["drivers"]:
         assert f"| {row['source_feature']} | {row['offset']} | {row['mean']:+.3f} |" in second
     assert corpus["feature"] == drawn["feature"]
