@@ -55,7 +55,7 @@ def _scatters(axes: Sequence["Axes"], found: EdgeValidation) -> None:
         predicted = np.clip(found.edges[f"predicted_{name}"], -limit, limit)
         _scatter(ax, predicted, effect, limit)
         rho = found.scores["all edges"][name].spearman
-        ax.set_title(f"{words}\nrank correlation within a target {rho.value:.2f} [{rho.low:.2f}, {rho.high:.2f}]")
+        ax.set_title(f"{words}\nSpearman within targets {rho.value:.2f} [{rho.low:.2f}, {rho.high:.2f}]")
         ax.set(xlabel=f"predicted by {name}")
     axes[0].set(ylabel="measured: target's activation after − before")
     axes[1].tick_params(labelleft=False)

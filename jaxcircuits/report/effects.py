@@ -132,17 +132,17 @@ def _scores(found: EdgeValidation) -> Table:
     findings, subsets = found.report.findings, [name for name in found.scores if name != "all edges"]
     table = Table(
         title=f"{findings['edges']:,} edges to {findings['targets']:,} targets: predicted and measured by ablation",
-        caption="95 % bootstrap intervals over stories\n"
+        caption="95 % bootstrap intervals over stories; columns from the sixth on: Spearman within targets again\n"
         "same sign: 0.5 is chance; explained: share of the effects' squares, below 0 if 0 were a better guess",
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("prediction")
+    table.add_column("prediction", no_wrap=True)
     table.add_column("Spearman within targets", no_wrap=True)
     for name in ("same sign", "slope", "explained"):
         table.add_column(name, no_wrap=True)
     for name in subsets:
-        table.add_column(f"Spearman, {name}", justify="right")
+        table.add_column(name, justify="right")
     for name in PREDICTORS:
         s = found.scores["all edges"][name]
         cells = [f"{s.spearman:+.3f}", f"{s.sign:.3f}", f"{s.slope.value:+.2f}", f"{s.explained.value:+.2f}"]
