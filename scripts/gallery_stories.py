@@ -24,7 +24,8 @@ from jaxcircuits.report.graph_figure import circuit, circuit_size, drawable
 from jaxcircuits.report.plots import drawn, waterfall
 from jaxcircuits.report.tables import one_line
 from jaxcircuits.validation.activity import Activity, find_activity
-from jaxcircuits.validation.drivers import ABLATED, CHOICES, RULE, Drivers
+from jaxcircuits.validation.collapse import ABLATED, CHOICES
+from jaxcircuits.validation.drivers import RULE, Drivers
 from jaxcircuits.validation.effects import measure
 
 Ids = Int[np.ndarray, "_pos"]
@@ -124,7 +125,7 @@ def a_feature_drawn(bundle: Bundle, pair: Pair, activity: Activity, drivers: Dri
     }
     others = ", ".join(f"{CHOICES[n]}: {drivers.left[n]:.0%}" for n in CHOICES if n != "exact")
     text = f"""
-**Find.** The rule looks at no ablation: {RULE}. It names target feature **{feature}**. In
+**Find.** The rule: {RULE}. It names target feature **{feature}**. In
 {drivers.on_word:.0%} of its {len(drivers.examples)} strongest examples it is on {code(drivers.word)}, and
 {drivers.earlier:.0%} of its {ABLATED} strongest drivers are at earlier tokens.
 

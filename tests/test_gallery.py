@@ -15,6 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import gallery
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("gallery")]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]]]:
     place = tmp_path_factory.mktemp("docs")

@@ -29,6 +29,7 @@ def command(*options: str) -> subprocess.CompletedProcess:
     return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(bundle_path: Path) -> None:
     """With what was left out, statistics and activations."""
     write_corpus()

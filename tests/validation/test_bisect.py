@@ -29,6 +29,7 @@ def recorded(path: Path, dtype: str, **planted) -> Reference:
         return record(bundle, *texts(bundle.cfg), dtype=dtype, **planted)
 
 
+@pytest.mark.slow
 def test_equal_implementations_do_not_part(path: Path) -> None:
     report = bisect(path, {dtype: recorded(path, dtype) for dtype in ("float32", "float64")})
     assert report.ok

@@ -33,6 +33,9 @@ TEXTS = [" ".join(f"w{i}" for i in np.random.default_rng(seed).integers(1, 31, 1
 """All of one length: each length is a few more programs to compile."""
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("effects")]
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("bundles") / "tiny"
