@@ -14,7 +14,6 @@ from jaxcircuits import ablate, intervene, load_bundle
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import gallery
 
-
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("gallery")]
 
 

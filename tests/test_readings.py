@@ -27,6 +27,9 @@ ROWS = np.asarray(random_tokens(CFG, 32, 16))
 COUNTED = np.broadcast_to(np.arange(16) > 0, ROWS.shape)
 
 
+pytestmark = pytest.mark.xdist_group("readings")  # what is compiled once serves all
+
+
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
     return tiny_bundle(CFG, saes={})

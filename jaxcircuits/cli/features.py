@@ -15,9 +15,9 @@ def add(commands: Any) -> None:
         run,
         "Show single features: strongest examples, activations, tokens promoted and suppressed, nearest neighbours.",
         """
-jaxcircuits features 2862 1517
+jaxcircuits features 60 1411
 jaxcircuits features 1492 --sae blocks.1.mlp.hook_post --corpus stories.txt --top 20
-jaxcircuits features 2862 --out runs/feature --json""",
+jaxcircuits features 60 --out runs/feature --json""",
     )
     sub.add_argument("features", nargs="+", type=count, metavar="FEATURE", help="their numbers")
     sub.add_argument("--sae", metavar="NAME", help="which SAE (default: the bundle's first)")

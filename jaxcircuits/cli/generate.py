@@ -21,8 +21,8 @@ def add(commands: Any) -> None:
         """
 jaxcircuits generate --prompt "Once upon a time, there was a little"
 jaxcircuits generate --prompt "Tom had" --splice all --temperature 0.8 --seed 1 --n 3
-jaxcircuits generate --prompt "She found" --steer blocks.0.mlp.hook_post:2862=5
-jaxcircuits generate --prompt "She found" --ablate blocks.0.mlp.hook_post:2862@1,2,6-""",
+jaxcircuits generate --prompt "She found" --steer blocks.0.mlp.hook_post:60=5
+jaxcircuits generate --prompt "She found" --ablate blocks.0.mlp.hook_post:60@1,2,6-""",
     )
     sub.add_argument("--bundle", type=named, metavar="DIR", help="a bundle (default: the weights that ship)")
     what = sub.add_mutually_exclusive_group()

@@ -18,7 +18,7 @@ def add(kinds: Any) -> None:
         """
 jaxcircuits validate edges --out runs/edges              # the shipped weights on their own stories: some minutes
 jaxcircuits validate edges --corpus valid.jsonl --stories 500 --edges 50000 --out runs/more
-jaxcircuits validate edges --stories 40 --edges 2000 --feature 1010 --out runs/best
+jaxcircuits validate edges --stories 40 --edges 2000 --feature 2593 --out runs/best
 jaxcircuits validate edges --pairs 50 --positions same --out runs/pairs""",
     )
     end_options(sub)

@@ -126,10 +126,11 @@ def describe_features(
 
     >>> from jaxcircuits import describe_features, load_bundle
     >>> texts = ["She saw two birds and two cats.", "The dog ran home."]
-    >>> (two,) = describe_features(load_bundle(), "blocks.0.mlp.hook_post", [2862], texts)
-    >>> example = two.examples[0]
-    >>> example.tokens[example.at], two.neighbours[0][0] != 2862
-    (' two', True)
+    >>> found = describe_features(load_bundle(), "blocks.0.mlp.hook_post", range(200), texts)
+    >>> most = max(found, key=lambda feature: len(feature.examples))
+    >>> example = most.examples[0]
+    >>> "".join(example.tokens) in ("<|endoftext|>" + text for text in texts), most.neighbours[0][0] != most.feature
+    (True, True)
     """
     sae = chosen(bundle, [sae_name])[sae_name]
     for feature in features:

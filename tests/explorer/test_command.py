@@ -20,6 +20,9 @@ from tests.helpers import saved_bundle
 TEXTS = ["w1 w2 w3 w4", "w5 w6 w7"]
 
 
+pytestmark = pytest.mark.xdist_group("explorer")  # what is compiled once serves all
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny bundle, a graph that says it was made with it, and a run."""

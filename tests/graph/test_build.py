@@ -23,6 +23,9 @@ from tests.helpers import TOLERANCES
 TOLERANCE = TOLERANCES["methods"]["float64"]
 
 
+pytestmark = pytest.mark.xdist_group("graphs")  # what is compiled once serves all
+
+
 @pytest.fixture(params=["plain", "mixed"])
 def case(request: pytest.FixtureRequest) -> Case:
     return request.getfixturevalue(f"{request.param}_case")

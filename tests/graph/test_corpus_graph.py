@@ -19,6 +19,9 @@ TEXTS = [" ".join(f"w{1 + (7 * i + 3 * j) % 9}" for j in range(3 + i % 5)) for i
 KEPT = Kept(min_stories=3, max_q=0.5, min_lift=1.2)
 
 
+pytestmark = pytest.mark.xdist_group("corpus graph")  # what is compiled once serves all
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     place = tmp_path_factory.mktemp("runs")

@@ -22,6 +22,9 @@ from tests.helpers import TOLERANCES
 TOLERANCE = TOLERANCES["methods"]["float64"]
 
 
+pytestmark = pytest.mark.xdist_group("graphs")  # what is compiled once serves all
+
+
 @pytest.fixture(scope="module")
 def made() -> Iterator[Case]:
     with jax.enable_x64(True):

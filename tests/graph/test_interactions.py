@@ -24,6 +24,9 @@ def target_and_drivers(case: Case, n: int = 3) -> tuple[FeatureAt, list[FeatureA
     return feature_at(graph, node), [feature_at(graph, i) for i in drivers_of(graph, node, n)]
 
 
+pytestmark = pytest.mark.xdist_group("graphs")  # what is compiled once serves all
+
+
 @pytest.fixture(scope="module")
 def found(plain_case: Case) -> list[Interaction]:
     bundle, tokens, _ = plain_case
