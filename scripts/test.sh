@@ -18,7 +18,7 @@ python -m pip install --quiet ".[test]"
 
 # The explorer's page is clicked in a browser; where there is none and none can be had, those tests are skipped.
 if [[ $EUID == 0 ]] && ! command -v chromium >/dev/null && command -v apt-get >/dev/null; then
-  { apt-get update -q && apt-get install -y -q chromium chromium-driver; } >/dev/null 2>&1 || true
+  { timeout 60 apt-get update -q && timeout 120 apt-get install -y -q chromium chromium-driver; } >/dev/null 2>&1 || true
 fi
 
 if [[ $stage == slow ]]; then

@@ -24,7 +24,7 @@ def _sum(targets: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("include_bos", [False, True])
-@pytest.mark.parametrize("threshold", [0.0, 0.7, "all", 1e6])
+@pytest.mark.parametrize("threshold", [0.0, 0.7, "all", pytest.param(1e6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("gelu", ["tangent", "secant"])
 def test_frozen_targets_complete(gelu: str, threshold: float | str, include_bos: bool, x64: None) -> None:
     settings = {"target_quantity": "pre_activation", "target_threshold": -np.inf, "positions": "all"}
@@ -42,7 +42,9 @@ def test_frozen_targets_complete(gelu: str, threshold: float | str, include_bos:
     assert cut > 1e-3 if threshold in (0.7, 1e6) else cut <= 1e-10 * size
 
 
-@pytest.mark.parametrize("processed", [True, False], ids=["processed", "as trained"])
+@pytest.mark.parametrize(
+    "processed", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["processed", "as trained"]
+)
 @pytest.mark.parametrize("splice", ["none", "source"])
 @pytest.mark.parametrize("through", ["total", "direct"])
 @pytest.mark.parametrize("method", ["reference", "structured"])

@@ -85,7 +85,9 @@ def _compare(bundle: Bundle, settings: dict[str, Any], way: str) -> None:
         np.testing.assert_allclose(heads, expected[kind], atol=1e-10 * np.abs(expected["gradient"]).max())
 
 
-@pytest.mark.parametrize("hooks", list(HOOKS))
+@pytest.mark.parametrize(
+    "hooks", [pytest.param(hooks, marks=[pytest.mark.slow] * (n % 2)) for n, hooks in enumerate(HOOKS)]
+)
 def test_every_pair_of_hooks(hooks: str, x64: None) -> None:
     source, target, settings, way = HOOKS[hooks]
     bundle = _bundle(source, target, jnp.float64, {}, {})

@@ -50,7 +50,7 @@ def test_every_setting(method: str, settings: str) -> None:
     _compare(method, "global then local", SETTINGS[settings], jnp.float32, True)
 
 
-@pytest.mark.parametrize("derivative", ["exact", "frozen"])
+@pytest.mark.parametrize("derivative", ["exact", pytest.param("frozen", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", list(MODELS))
 @pytest.mark.parametrize("method", METHODS)
 def test_every_model(method: str, model: str, derivative: str) -> None:
@@ -73,7 +73,9 @@ def test_forward_through_a_layer_between(positions: str, x64: None) -> None:
     _compare("structured", "three layers", settings, jnp.float64, True, **OUTER)
 
 
-@pytest.mark.parametrize("processed", [True, False], ids=["processed", "as trained"])
+@pytest.mark.parametrize(
+    "processed", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["processed", "as trained"]
+)
 @pytest.mark.parametrize(
     "settings",
     [

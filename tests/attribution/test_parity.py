@@ -13,6 +13,8 @@ from tests.oracle import TorchSAE, oracle_feature_acts, oracle_gradients, oracle
 
 pytestmark = pytest.mark.torch
 
+METHODS = ["reference", pytest.param("structured", marks=pytest.mark.slow)]
+"""In the fast stage the structured method is compared with the reference alone."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "none": {},
     "source spliced": {"splice": "source"},
@@ -67,7 +69,7 @@ def _compare(bundle, model, method: str, settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("settings", list(SETTINGS))
-@pytest.mark.parametrize("method", ["reference", "structured"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_setting(method: str, settings: str) -> None:
     bundle = bundle_of("global then local")
     model = transformer_lens_model(bundle.cfg, random_params(bundle.cfg))  # processed by TransformerLens
@@ -75,7 +77,7 @@ def test_every_setting(method: str, settings: str) -> None:
 
 
 @pytest.mark.parametrize("model", [name for name in MODELS if "scaled" not in name])
-@pytest.mark.parametrize("method", ["reference", "structured"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_model_in_float64(method: str, model: str, x64: None) -> None:
     bundle = bundle_of(model, jnp.float64, processed=False)
     theirs = transformer_lens_model(bundle.cfg, random_params(bundle.cfg, dtype=jnp.float64), steps=(), dtype="float64")

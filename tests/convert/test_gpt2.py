@@ -101,7 +101,10 @@ def test_equal_to_transformer_lens_processed(tmp_path: Path) -> None:
         assert_close(value, cache[name].numpy(), "oracle", name)
 
 
-@pytest.mark.parametrize("hooks", [("mlp.hook_post", "mlp.hook_post"), ("hook_resid_pre", "hook_resid_post")])
+@pytest.mark.parametrize(
+    "hooks",
+    [("mlp.hook_post", "mlp.hook_post"), pytest.param(("hook_resid_pre", "hook_resid_post"), marks=pytest.mark.slow)],
+)
 def test_attributed_as_by_the_definition(tmp_path: Path, hooks: tuple[str, str]) -> None:
     bundle = converted(gpt2(), tmp_path)
     rng = np.random.default_rng(1)

@@ -53,6 +53,7 @@ def test_a_bug_that_float32_hides_is_found_in_float64(path: Path) -> None:
     assert "They part at blocks.0.ln1.hook_scale: a bug" in report.findings["verdict"]
 
 
+@pytest.mark.slow
 def test_noise_is_told_from_a_bug(path: Path) -> None:
     """A float32 difference beyond the tolerance that float64 does not have."""
     both = {dtype: recorded(path, dtype) for dtype in ("float32", "float64")}
