@@ -1,9 +1,11 @@
 """Small attributions that differ in every respect that could matter, and the two ways they are compared."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.attribution.edges import Columns
@@ -123,3 +125,8 @@ def assert_same_edges(actual: Columns, expected: Columns, kind: str, columns=("g
             assert (off <= tolerance * size).all(), (
                 f"{name}: {off[worst]:.3g} off where the largest is {size[worst]:.3g}"
             )
+
+
+def thinned(rows: Iterable[str]) -> list[Any]:
+    """Rows of a table, every second one in the slow stage: each compiles programs of its own for seconds."""
+    return [pytest.param(row, marks=[pytest.mark.slow] * (n % 2)) for n, row in enumerate(rows)]

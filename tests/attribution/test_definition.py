@@ -45,7 +45,7 @@ def _target(bundle, tokens, shift, *, spliced: bool, quantity: str, pos: int, fe
     return float(read(target, acts[hook].reshape(len(tokens), -1)[pos])[feature])
 
 
-@pytest.mark.parametrize("spliced", [False, True], ids=["none", "spliced"])
+@pytest.mark.parametrize("spliced", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["none", "spliced"])
 @pytest.mark.parametrize("pair", list(PAIRS))
 def test_central_differences(pair: str, spliced: bool, x64: None) -> None:
     bundle = _bundle(pair, jnp.float64)

@@ -12,7 +12,7 @@ from jaxcircuits.attribution.edges import REMAINDER_COLUMNS
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
 from jaxcircuits.sae import encode, pre_activations
-from tests.attribution.cases import assert_same_edges, assert_same_targets, prompts_of
+from tests.attribution.cases import assert_same_edges, assert_same_targets, prompts_of, thinned
 from tests.helpers import tiny_bundle, tiny_config, tiny_sae
 
 EXACT = {"positions": "all"}
@@ -85,9 +85,7 @@ def _compare(bundle: Bundle, settings: dict[str, Any], way: str) -> None:
         np.testing.assert_allclose(heads, expected[kind], atol=1e-10 * np.abs(expected["gradient"]).max())
 
 
-@pytest.mark.parametrize(
-    "hooks", [pytest.param(hooks, marks=[pytest.mark.slow] * (n % 2)) for n, hooks in enumerate(HOOKS)]
-)
+@pytest.mark.parametrize("hooks", thinned(HOOKS))
 def test_every_pair_of_hooks(hooks: str, x64: None) -> None:
     source, target, settings, way = HOOKS[hooks]
     bundle = _bundle(source, target, jnp.float64, {}, {})

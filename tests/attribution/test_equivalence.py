@@ -18,6 +18,7 @@ from tests.attribution.cases import (
     bundle_of,
     edges_of,
     prompts_of,
+    thinned,
 )
 from tests.helpers import TOLERANCES, tiny_bundle, tiny_config
 
@@ -44,7 +45,7 @@ def _compare(method: str, model: str, settings: dict[str, Any], dtype: Any, proc
     assert_same_targets(targets, expected_targets, "methods")
 
 
-@pytest.mark.parametrize("settings", list(SETTINGS))
+@pytest.mark.parametrize("settings", thinned(SETTINGS))
 @pytest.mark.parametrize("method", METHODS)
 def test_every_setting(method: str, settings: str) -> None:
     _compare(method, "global then local", SETTINGS[settings], jnp.float32, True)
@@ -58,7 +59,7 @@ def test_every_model(method: str, model: str, derivative: str) -> None:
     _compare(method, model, settings, jnp.float32, True)
 
 
-@pytest.mark.parametrize("settings", list(BETWEEN))
+@pytest.mark.parametrize("settings", thinned(BETWEEN))
 def test_with_a_layer_between(settings: str) -> None:
     _compare("structured", "three layers", BETWEEN[settings], jnp.float32, True, **OUTER)
 

@@ -13,12 +13,12 @@ from jaxcircuits.attribution.edges import part_names
 from jaxcircuits.attribution.problem import resolve, source_side
 from jaxcircuits.attribution.reference import hook_gradients
 from jaxcircuits.sae import encode
-from tests.attribution.cases import MODELS, bundle_of, prompts_of
+from tests.attribution.cases import MODELS, bundle_of, prompts_of, thinned
 from tests.helpers import TOLERANCES
 
 
 @pytest.mark.parametrize("parts", ["kinds", "heads"])
-@pytest.mark.parametrize("derivative", ["exact", "frozen", "integrated"])
+@pytest.mark.parametrize("derivative", ["exact", "frozen", pytest.param("integrated", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("positions", ["same", "all"])
 def test_parts_add_up(positions: str, derivative: str, parts: str) -> None:
     bundle = bundle_of("global then local")
@@ -35,7 +35,7 @@ def test_parts_add_up(positions: str, derivative: str, parts: str) -> None:
     assert not any(np.any(edges[n][earlier]) for n in names if n.startswith(("query", "residual")))
 
 
-@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("model", thinned(MODELS))
 def test_heads_add_up_to_kinds(model: str, x64: None) -> None:
     bundle = bundle_of(model, jnp.float64)
     ends = dict(zip(("source", "target"), list(bundle.saes)[-2:], strict=True))
