@@ -39,7 +39,7 @@ class Place:
         local: Its path, where it lies on this machine.
 
     >>> from jaxcircuits.places import Place
-    >>> place = Place("memory://runs/one")
+    >>> place = Place("memory://somewhere/one")
     >>> place.write("part.txt", b"whole")
     >>> place.read("part.txt"), place.sizes()
     (b'whole', {'part.txt': 5})

@@ -73,7 +73,7 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     assert "sae_lens.SAE.load_from_disk('exported')" in capsys.readouterr().out
     fields = json.loads(Path("exported/cfg.json").read_text())
-    assert fields["architecture"] == "standard"
+    assert fields["architecture"] == "jumprelu"
     assert fields["metadata"]["hook_name"] == "blocks.1.mlp.hook_post"
     assert fields["metadata"]["model_from_pretrained_kwargs"] == dict.fromkeys(
         ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), True
