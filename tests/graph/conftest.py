@@ -1,7 +1,5 @@
 """Two graphs in float64, built once: most of what tests here ask is asked of them."""
 
-from collections.abc import Iterator
-
 import jax
 import numpy as np
 import pytest
@@ -14,18 +12,18 @@ Case = tuple[Bundle, np.ndarray, Graph]
 
 
 @pytest.fixture(scope="session")
-def plain_case() -> Iterator[Case]:
+def plain_case() -> Case:
     """Features at BOS are nodes."""
     with jax.enable_x64(True):
         bundle = plain()
         tokens = prompt_of(bundle)
-        yield bundle, tokens, build_graph(bundle, tokens, include_bos=True)
+        return bundle, tokens, build_graph(bundle, tokens, include_bos=True)
 
 
 @pytest.fixture(scope="session")
-def mixed_case() -> Iterator[Case]:
+def mixed_case() -> Case:
     """Features at BOS are not; edges are in parts."""
     with jax.enable_x64(True):
         bundle = mixed()
         tokens = prompt_of(bundle)
-        yield bundle, tokens, build_graph(bundle, tokens, parts=True)
+        return bundle, tokens, build_graph(bundle, tokens, parts=True)

@@ -1,6 +1,5 @@
 """Ablating features and edges: against edits made by hand; curves and areas against a pencil."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -26,10 +25,10 @@ pytestmark = pytest.mark.xdist_group("graphs")  # what is compiled once serves a
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[Case]:
+def made() -> Case:
     with jax.enable_x64(True):
         bundle = plain()
-        yield Case(bundle, Question(prompt_of(bundle)), "logit", {"include_bos": True})
+        return Case(bundle, Question(prompt_of(bundle)), "logit", {"include_bos": True})
 
 
 def test_everything_kept_is_the_model(made: Case, x64: None) -> None:
