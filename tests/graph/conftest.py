@@ -1,5 +1,7 @@
 """Two graphs in float64, built once: most of what tests here ask is asked of them."""
 
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 import pytest
@@ -27,3 +29,10 @@ def mixed_case() -> Case:
         bundle = mixed()
         tokens = prompt_of(bundle)
         return bundle, tokens, build_graph(bundle, tokens, parts=True)
+
+
+@pytest.fixture(autouse=True)
+def _in_float64(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests of these cases run in 64-bit mode, and leave it."""
+    with jax.enable_x64(bool({"plain_case", "mixed_case", "made"} & set(request.fixturenames))):
+        yield
