@@ -2,6 +2,7 @@
 
 from itertools import combinations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -29,8 +30,9 @@ pytestmark = pytest.mark.xdist_group("graphs")  # what is compiled once serves a
 
 @pytest.fixture(scope="module")
 def found(plain_case: Case) -> list[Interaction]:
-    bundle, tokens, _ = plain_case
-    return interactions(bundle, tokens, *target_and_drivers(plain_case))
+    with jax.enable_x64(True):
+        bundle, tokens, _ = plain_case
+        return interactions(bundle, tokens, *target_and_drivers(plain_case))
 
 
 def test_effects_are_those_of_single_interventions(plain_case: Case, found: list[Interaction]) -> None:
