@@ -144,7 +144,7 @@ def load_bundle(
             raise InputError(f"{path / name} is damaged: its checksum is not the manifest's; copy or convert it again.")
     cfg = ModelConfig.from_json(read_json(path / "config.json", "bundle"), str(path / "config.json"))
     params = model_from_tensors(read_safetensors(path / "model.safetensors"), cfg, str(path / "model.safetensors"))
-    params = jax.tree.map(lambda w: jnp.asarray(w, dtype), params)
+    params = jax.device_put(jax.tree.map(lambda w: w.astype(dtype), params))  # cast here: else a program a shape
     if processed:
         params = process_weights(params, cfg.processing)
     named = {p.name: check_fits(load_sae(p, dtype=dtype), cfg, p.name) for p in sorted((path / "saes").glob("*/"))}
@@ -255,7 +255,7 @@ def load_sae(path: str | os.PathLike, *, dtype=jnp.float32) -> SAE:
     cfg = SAEConfig.from_json(read_json(path / "config.json", "SAE"), str(path / "config.json"))
     tensors = read_safetensors(path / "sae.safetensors")
     weights = sae_from_tensors(tensors, cfg, str(path / "sae.safetensors"))
-    return SAE(jax.tree.map(lambda w: jnp.asarray(w, dtype), weights), cfg)
+    return SAE(jax.device_put(jax.tree.map(lambda w: w.astype(dtype), weights)), cfg)
 
 
 def save_sae(path: str | os.PathLike, sae: SAE, dtype=None) -> None:

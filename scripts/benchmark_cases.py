@@ -1,10 +1,12 @@
 """What the benchmark runs on: random weights of the original's shape, the shipped bundle, and a tiny one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 
+import jax
 import numpy as np
+from benchmark_clock import Edges
 from original_shape import original_shape_bundle, random_bundle, random_prompt
 
 from jaxcircuits import load_bundle, read_corpus
@@ -27,6 +29,7 @@ class Case:
         natural: Stories of natural lengths that compilations are counted on; none where that would take too long.
         lengths: Of prompts, for growth.
         numbers: Of prompts, for growth.
+        definitions: Edges of `story` (`"same"`) and `longer` (`"all"`) in float64, once they are known.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Case:
     natural: Sequence[np.ndarray]
     lengths: Sequence[int]
     numbers: Sequence[int]
+    definitions: dict[str, Edges] = field(default_factory=dict)
 
     def prompt(self, length: int, seed: int = 0) -> np.ndarray:
         """Token ids of some length: random, or pieces of the shipped stories."""
@@ -55,7 +59,8 @@ def original(quick: bool) -> Case:
         return [random_prompt(bundle.cfg, n, seed) for seed, n in enumerate(lengths)]
 
     story, longer = prompts(16, 24) if quick else prompts(83, 91)
-    corpus = prompts(*[96] * (2 if quick else 16))
+    many = 16 if jax.default_backend() == "cpu" else 128  # enough to fill the device
+    corpus = prompts(*[96] * (2 if quick else many))
     return Case("original", bundle, unprocessed, story, longer, corpus, (), *_growth(quick))
 
 

@@ -87,8 +87,13 @@ Edges = dict[tuple[int, ...], np.ndarray]
 """By target (position, feature): rows of source position, source feature and gradient."""
 
 
-def difference(edges: Edges, expected: Edges) -> float:
+def difference(edges: Edges, expected: Edges, missing: float = 1e-3) -> float:
     """The largest difference, relative to the largest edge of the same target.
+
+    Args:
+        edges: By target.
+        expected: What they should be.
+        missing: The share of edges, at thresholds, that only one of the two may have.
 
     Raises:
         ValueError: There are other targets or sources (an edge at the threshold may be missing, more may not), or an
@@ -96,17 +101,17 @@ def difference(edges: Edges, expected: Edges) -> float:
     """
     if edges.keys() != expected.keys():
         raise ValueError("the contenders have other targets")
-    worst, missing, n = 0.0, 0, 0
+    worst, alone, n = 0.0, 0, 0
     for target, of_target in edges.items():
         a, b = ((rows[:, 0] * 2**32 + rows[:, 1], rows[:, 2]) for rows in (of_target, expected[target]))
         _, in_a, in_b = np.intersect1d(a[0], b[0], assume_unique=True, return_indices=True)
         if not np.isfinite(a[1]).all():
             raise ValueError(f"target {target} has an edge that is not finite")
-        missing += len(a[0]) + len(b[0]) - 2 * len(in_a)
+        alone += len(a[0]) + len(b[0]) - 2 * len(in_a)
         n += len(b[0])
         scale = np.abs(b[1]).max(initial=0)
         if scale > 0:
             worst = max(worst, np.abs(a[1][in_a] - b[1][in_b]).max(initial=0) / scale)
-    if missing > 1e-3 * n:
-        raise ValueError(f"the contenders have other sources: {missing} of {n} edges are only in one")
+    if alone > missing * n:
+        raise ValueError(f"the contenders have other sources: {alone} of {n} edges are only in one")
     return float(worst)

@@ -58,7 +58,11 @@ class Attribution:
         return forward_pass(engine.bundle.params, *sides, *self.given, task=engine.task, shape=shape)
 
     def choose_chunk(self, quick: bool) -> None:
-        """Takes the fastest chunk: the plan's, all targets at once, or a part of them."""
+        """Takes the fastest chunk: the plan's, all targets at once, or a part of them.
+
+        On accelerators the plan's, for each try is minutes of compilation.
+        """
+        quick = quick or jax.default_backend() != "cpu"
         chunks = {self.planned.chunk} | {_up(self.n_targets, 8), _up(self.n_targets / 4, 8)}
         if self.engine.method == "reference":
             chunks = {self.planned.chunk, 8, 16, 64}
@@ -168,8 +172,11 @@ class Torch:
 
 
 def definition(case: Case, tokens: np.ndarray, targets: list[tuple[int, int]], positions: str) -> Edges:
-    """The edges of the definition in float64, which settles what is noise: every contender is compared with them."""
-    with jax.enable_x64(True):
+    """The edges of the definition in float64, which settles what is noise: every contender is compared with them.
+
+    On the CPU, whatever the contenders run on.
+    """
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         bundle = replace(
             case.bundle,
             params=jax.tree.map(lambda w: jnp.asarray(np.asarray(w), jnp.float64), case.bundle.params),
@@ -186,6 +193,11 @@ def definition(case: Case, tokens: np.ndarray, targets: list[tuple[int, int]], p
     return listed | dict(zip(first, parts, strict=True))
 
 
+def _common(edges: Edges, expected: Edges) -> tuple[Edges, Edges]:
+    both = edges.keys() & expected.keys()
+    return {target: edges[target] for target in both}, {target: expected[target] for target in both}
+
+
 def _up(n: float, step: int) -> int:
     return max(step, int(-(-n // step) * step))
 
@@ -195,21 +207,28 @@ def alone_rows(
 ) -> tuple[list[Row], dict[str, float]]:
     """Rows of attribution alone, and how far each contender's numbers are from the definition in float64."""
     ours = {
-        VMAP: Attribution(case, case.story, Settings(method="reference", precision=precision)),
         STRUCTURED: Attribution(case, case.story, Settings(precision=precision)),
-        PROJECTED: Attribution(case, case.longer, Settings(method="reference", positions="all", precision=precision)),
         EVERYWHERE: Attribution(case, case.longer, Settings(positions="all", precision=precision)),
     }
+    if precision == "highest":  # the definition is what is compared with, and slow: once
+        by_definition = Settings(method="reference", precision=precision)
+        ours[VMAP] = Attribution(case, case.story, by_definition)
+        ours[PROJECTED] = Attribution(case, case.longer, replace(by_definition, positions="all"))
     for way in ours.values():
         way.choose_chunk(quick)
-    torch = Torch(case, case.story, ours[VMAP].targets) if torch_too else None
+    torch = Torch(case, case.story, ours[STRUCTURED].targets) if torch_too else None
     contenders: dict[str, Callable[[], Any]] = dict(torch.alone()) if torch else {}
     numbers = {name: torch.edges(run()) for name, run in contenders.items()} if torch else {}
     numbers |= {name: way.edges() for name, way in ours.items()}
-    same = definition(case, case.story, ours[VMAP].targets, "same")
-    every = definition(case, case.longer, ours[PROJECTED].targets, "all")
+    if precision == "highest":
+        case.definitions["same"] = definition(case, case.story, ours[STRUCTURED].targets, "same")
+        case.definitions["all"] = definition(case, case.longer, ours[EVERYWHERE].targets, "all")
+    same, every = case.definitions["same"], case.definitions["all"]
     exact = {name: every if name in (PROJECTED, EVERYWHERE) else same for name in numbers}
-    agreement = {name: difference(found, exact[name]) for name, found in numbers.items()}
+    if precision == "highest":
+        agreement = {name: difference(found, exact[name]) for name, found in numbers.items()}
+    else:  # other features are on: what both have is compared
+        agreement = {name: difference(*_common(found, exact[name]), missing=1.0) for name, found in numbers.items()}
     if torch:
         cell = torch.cell_edges()
         agreement[CELL] = difference(cell, {target: same[target] for target in cell})
@@ -218,8 +237,9 @@ def alone_rows(
     contenders[with_products] = ours[STRUCTURED].runner(ours[STRUCTURED].shape, ours[STRUCTURED].engine.tables)
     samples = interleaved(contenders, repeats)
     notes = {name: way.note for name, way in ours.items()}
-    apart = {name: samples.pop(name) for name in (PROJECTED, EVERYWHERE)}
-    rows = rows_of(SAME, samples, LOOP if torch else VMAP, notes) + rows_of(ALL, apart, PROJECTED, notes)
+    apart = {name: samples.pop(name) for name in (PROJECTED, EVERYWHERE) if name in samples}
+    baseline = LOOP if torch else VMAP if VMAP in samples else STRUCTURED
+    rows = rows_of(SAME, samples, baseline, notes) + rows_of(ALL, apart, next(iter(apart)), notes)
     for row in rows:
         if row.what in (STRUCTURED, EVERYWHERE):
             way = ours[row.what]

@@ -202,7 +202,7 @@ class Engine:
             # A short prompt may be dense by chance; its room is small in any case.
             sources = max(sources, float((np.asarray(passed.sources.number)[:n] / np.maximum(lengths, 16)).max()))
             targets = max(targets, float((np.asarray(passed.targets.number)[:n] / np.maximum(lengths, 16)).max()))
-            per_position = max(per_position, int(np.asarray(jax.vmap(lambda s: s.most)(passed.sources))[:n].max()))
+            per_position = max(per_position, int(np.diff(np.asarray(passed.sources.starts)[:n]).max()))
         if named is not None:
             targets = len(named) / min(len(tokens) for _, tokens in prompts)
         return Counts(sources, per_position, targets), len(chosen) == len(batches) <= PROBED

@@ -7,6 +7,7 @@ Source: TransformerLens 3.9, `ProcessWeights`; each step checked against it key 
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,12 @@ def process_weights(params: ModelWeights, steps: Iterable[str]) -> ModelWeights:
     True
     """
     with jax.default_matmul_precision("highest"):
-        for step in steps:
-            params = _STEPS[step](params)
+        return _processed(params, tuple(steps))
+
+
+@partial(jax.jit, static_argnames="steps")
+def _processed(params: ModelWeights, steps: tuple[str, ...]) -> ModelWeights:
+    """One program in place of one an operation and shape, which a GPU takes long to compile."""
+    for step in steps:
+        params = _STEPS[step](params)
     return params

@@ -91,7 +91,7 @@ def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
     cfg = bundle.cfg
     model = Table("model", "", title=str(bundle.path), title_justify="left")
     # What a family lacks is stored as zeros (GPT-Neo: biases of query, key, value and unembedding).
-    parameters = sum(w.size for w in jax.tree.leaves(bundle.params) if w.any())
+    parameters = sum(w.size for w in jax.tree.leaves(bundle.params) if np.asarray(w).any())
     parameters -= bundle.params.W_U.size if cfg.tied_unembedding else 0
     device = jax.devices()[0]
     for name, value in (
