@@ -18,12 +18,15 @@ def transformer_lens_model(cfg: ModelConfig, params: ModelWeights) -> HookedTran
 
 
 class TorchSAE(torch_model.TorchSAE):
-    """A ReLU autoencoder; its weights require no gradients, which spares the notebook's way some work."""
+    """A ReLU or JumpReLU autoencoder; its weights require no gradients, which spares the notebook's way some work.
+
+    Targets are active, and above its threshold a JumpReLU is a ReLU.
+    """
 
     def __init__(self, sae: SAE) -> None:
         super().__init__(sae)
-        if sae.cfg.activation != "relu":
-            raise ValueError(f"expected a ReLU autoencoder, got {sae.cfg.activation}")
+        if sae.cfg.activation not in ("relu", "jumprelu"):
+            raise ValueError(f"expected a ReLU or JumpReLU autoencoder, got {sae.cfg.activation}")
         self.layer = int(self.hook_name.split(".")[1])
         if self.hook_name != f"blocks.{self.layer}.mlp.hook_post":
             raise ValueError(f"expected an autoencoder on mlp.hook_post, got {self.hook_name}")
