@@ -66,15 +66,14 @@ class _Rows:
 
 
 def saelens_sae(bundle: Bundle, name: str) -> Any:
-    """An autoencoder of a bundle as SAELens' StandardSAE."""
+    """An autoencoder of a bundle as one of SAELens'."""
     import torch
-    from sae_lens import StandardSAE, StandardSAEConfig
+    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
 
     sae = bundle.saes[name]
-    assert sae.cfg.activation == "relu"
-    made = StandardSAE(
-        StandardSAEConfig(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, apply_b_dec_to_input=sae.cfg.subtract_b_dec)
-    )
+    kinds = {"relu": (StandardSAE, StandardSAEConfig), "jumprelu": (JumpReLUSAE, JumpReLUSAEConfig)}
+    kind, config = kinds[sae.cfg.activation]
+    made = kind(config(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, apply_b_dec_to_input=sae.cfg.subtract_b_dec))
     made.cfg.metadata.hook_name = sae.cfg.hook_name
     weights = {k: torch.tensor(np.asarray(w)) for k, w in sae.weights._asdict().items() if w is not None}
     made.load_state_dict(weights)
