@@ -17,16 +17,20 @@ from jaxcircuits.validation.agreement import Stories
 from jaxcircuits.validation.collapse import CHOICES, activation_left, drivers_of, edges_to
 from jaxcircuits.validation.predictors import Predictors
 
-CANDIDATES, TRIED = 64, 6
-"""Features that are considered, and examples of each, spread over the strong ones, on which they are compared."""
+CANDIDATES, TRIED = 512, 6
+"""Features that are considered at most, the most active ones, and examples of each, spread over the strong ones."""
 
-GROUP = 2
+COLLAPSED = 1 / 3
+"""A feature of which no more is left has collapsed."""
+
+GROUP = 4
 """Targets of a story that are measured together: always as many, so that programs are shared."""
 
 RULE = (
-    f"of the {CANDIDATES} most active features that sit on one and the same word in at least half of their strongest "
-    f"examples, one a story, the one for which, on {TRIED} of these, ablating the sources of largest exact attribution "
-    f"leaves least, compared with the best other choice; these {TRIED} are not among the examples"
+    "of the features that sit on one and the same word in at least half of their strongest examples, one a story, "
+    f"and of which, on {TRIED} of these, ablating the sources of largest exact attribution leaves at most a third "
+    "(of all, if there is none), the one where least is left compared with the best other choice; "
+    f"these {TRIED} are not among the examples"
 )
 """It picks what shows the difference, so its examples are others than those it was picked on."""
 
@@ -152,7 +156,7 @@ def ablate_drivers(
 def _choose(
     bundle: Bundle, pair: Pair, activity: Activity, predictors: Predictors, examples: int, seed: int, bar: Progress
 ) -> tuple[int, list[int], dict[int, dict[str, float]]]:
-    """The feature that `RULE` names, the stories it was judged on, and what was left of each candidate."""
+    """The feature that `RULE` names, the stories it was judged on, and what was left of each of those considered."""
     places = _on_one_word(bundle, activity, examples + TRIED)
     by_story: dict[int, list[tuple[int, int]]] = {}
     for feature, (stories, positions) in places.items():
@@ -173,7 +177,8 @@ def _choose(
         bar.update(task, advance=1)
     means = {feature: np.mean(found, axis=0) for feature, found in shares.items()}
     left = {feature: dict(zip(CHOICES, mean.tolist(), strict=True)) for feature, mean in means.items()}
-    best = min(left, key=lambda f: left[f]["exact"] - min(share for name, share in left[f].items() if name != "exact"))
+    collapsed = [feature for feature, shares in left.items() if shares["exact"] <= COLLAPSED] or list(left)
+    best = min(collapsed, key=lambda f: left[f]["exact"] - min(s for name, s in left[f].items() if name != "exact"))
     return best, places[best][0].tolist(), left
 
 
