@@ -116,7 +116,7 @@ def random_params(cfg: ModelConfig, seed: int = 0, dtype: Any = jnp.float32) -> 
     W_E = normal(cfg.d_vocab, cfg.d_model, std=1.0)
     params = ModelWeights(
         W_E=W_E,  # pyright: ignore
-        W_pos=normal(cfg.n_ctx, cfg.d_model, std=0.5),  # pyright: ignore
+        W_pos=None if cfg.rotary else normal(cfg.n_ctx, cfg.d_model, std=0.5),  # pyright: ignore
         blocks=tuple(block() for _ in range(cfg.n_layers)),
         ln_final=norm(),
         W_U=W_E.T if cfg.tied_unembedding else normal(cfg.d_model, cfg.d_vocab, std=cfg.d_model**-0.5),  # pyright: ignore
