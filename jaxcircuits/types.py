@@ -48,7 +48,7 @@ class BlockWeights(NamedTuple):
 
 
 class ModelWeights(NamedTuple):
-    """A whole model. `W_U` is stored apart from `W_E` even where a checkpoint ties them; rotary ones have no `W_pos`."""
+    """A whole model. `W_U` is stored apart from `W_E` even where a checkpoint ties them; `None` where there is none."""
 
     W_E: Float[Array, "d_vocab d_model"]
     W_pos: Float[Array, "n_ctx d_model"] | None

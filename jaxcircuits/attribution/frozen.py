@@ -58,10 +58,13 @@ def path_edits(
     names = hook_names(cfg)
     inside = names[names.index(source_hook) : names.index(target_hook) + 1]
     edits: dict[str, Edit] = {}
-    for skip in () if scales is None else skip_hooks(cfg, source_hook):
-        edits[skip] = lambda value: scales.residual_input * jax.lax.stop_gradient(value)
+    if scales is not None:
+        for skip in skip_hooks(cfg, source_hook):
+            edits[skip] = lambda value: scales.residual_input * jax.lax.stop_gradient(value)
     if gelu is not None:
-        edits |= freeze_edits(inside, activation=cfg.activation, gelu=gelu, constant_scale=1.0 if scales is None else scales.gelu_constant)
+        edits |= freeze_edits(
+            inside, activation=cfg.activation, gelu=gelu, constant_scale=1.0 if scales is None else scales.gelu_constant
+        )
     for name in held:
         edits[name] = lambda value: (1 if scales is None else scales.held) * jax.lax.stop_gradient(value)
     return edits

@@ -76,7 +76,9 @@ def segment_of(problem: Problem, params: Any, h: Float[Array, "pos d_in"], token
     names += ("mlp.hook_pre",) if place in GELU_ENDS else ()
     arriving, acts = target_side(problem, params, h, tokens, tuple(f"{block}.{name}" for name in names))
     at = {name: acts[f"{block}.{name}"] for name in names}
-    slope, constant = gelu_line(at["mlp.hook_pre"], problem.gelu, problem.cfg.activation) if place in GELU_ENDS else (None, None)
+    slope, constant = (
+        gelu_line(at["mlp.hook_pre"], problem.gelu, problem.cfg.activation) if place in GELU_ENDS else (None, None)
+    )
     return Segment(
         norm1=_norm_state(at["hook_resid_pre"], at["ln1.hook_scale"]),
         q=at["attn.hook_q"],
