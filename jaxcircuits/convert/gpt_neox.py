@@ -78,14 +78,14 @@ def _number(fields: Fields, nested: Fields, name: str, where: str) -> float:
     old, default = _NUMBERS[name]
     given = {f"rope_parameters.{name}": nested.get(name), old: fields.get(old)}
     given = {spelling: value for spelling, value in given.items() if value is not None}
-    found = next(iter(given.values()), default)
+    first, found = next(iter(given.items()), (f"{old}, which is not given,", default))
     # transformers does not read this one for GPT-NeoX, though some of its versions wrote it.
     given |= {} if fields.get(name) is None else {name: fields[name]}
     for spelling, value in given.items():
         if type(value) not in (int, float):
             raise InputError(f"{where}: {spelling} must be a number, got {value!r}.")
         if value != found:
-            raise InputError(f"{where}: {spelling} is {value}, but {old} is {found}; correct one.")
+            raise InputError(f"{where}: {spelling} is {value}, but {first} is {found}; correct one.")
     return float(found)
 
 
