@@ -13,6 +13,7 @@ from jaxcircuits.bundle import Bundle, load_bundle
 from jaxcircuits.convert import convert
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward, hook_names
+from jaxcircuits.validation.torch_model import STEP_FLAGS
 from tests.helpers import assert_close
 
 torch = pytest.importorskip("torch")
@@ -59,7 +60,7 @@ def converted(model: Any, path: Path, **options: Any) -> Bundle:
     return load_bundle(path / "bundle", **options)
 
 
-def transformer_lens(model: Any, **load: bool) -> Any:
+def transformer_lens(model: Any, processed: bool) -> Any:
     """The model as TransformerLens converts it."""
     lens = pytest.importorskip("transformer_lens")
     from transformer_lens.pretrained.weight_conversions import convert_neox_weights
@@ -78,7 +79,8 @@ def transformer_lens(model: Any, **load: bool) -> Any:
         original_architecture="GPTNeoXForCausalLM",
     )
     theirs = lens.HookedTransformer(cfg, tokenizer=None, move_to_device=False)
-    theirs.load_and_process_state_dict(convert_neox_weights(model, cfg), **load)
+    steps = dict.fromkeys(STEP_FLAGS.values(), processed)
+    theirs.load_and_process_state_dict(convert_neox_weights(model, cfg), **steps)
     theirs.set_use_attn_result(True)
     return theirs.requires_grad_(False)
 
@@ -121,8 +123,7 @@ def test_equal_to_hugging_face(tmp_path: Path, variant: str) -> None:
 @pytest.mark.parametrize("variant", ["as Pythia", "one after the other", "every number turned, another base"])
 def test_equal_to_transformer_lens_processed(tmp_path: Path, variant: str) -> None:
     model = neox(**VARIANTS[variant])
-    theirs = transformer_lens(model, fold_ln=True, center_writing_weights=True, center_unembed=True)
-    assert_logits_and_hooks(converted(model, tmp_path), theirs, TOKENS)
+    assert_logits_and_hooks(converted(model, tmp_path), transformer_lens(model, processed=True), TOKENS)
 
 
 @pytest.mark.slow
@@ -134,9 +135,8 @@ def test_the_size_of_pythia(tmp_path: Path) -> None:
     tokens = np.random.default_rng(1).integers(0, 50304, (1, 300))
     logits, _ = forward(bundle.params, bundle.cfg, jnp.asarray(tokens))
     assert_close(logits, model(torch.tensor(tokens)).logits.numpy(), "oracle", "logits")
-    assert_logits_and_hooks(bundle, transformer_lens(model, fold_ln=False), tokens)
-    theirs = transformer_lens(model, fold_ln=True, center_writing_weights=True, center_unembed=True)
-    assert_logits_and_hooks(load_bundle(tmp_path / "bundle"), theirs, tokens)
+    assert_logits_and_hooks(bundle, transformer_lens(model, processed=False), tokens)
+    assert_logits_and_hooks(load_bundle(tmp_path / "bundle"), transformer_lens(model, processed=True), tokens)
 
 
 def change_config(path: Path, *gone: str, **changed: Any) -> None:
