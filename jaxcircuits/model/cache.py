@@ -89,7 +89,7 @@ class _CachedHooks(Hooks):
         super().__init__(cfg, taps, edits)
         self.k, self.v, self._start = list(cache.k), list(cache.v), cache.length
         # Keys are kept as scores read them, so that none is turned twice.
-        self._kept = ((self.k, ".attn.hook_rot_k" if cfg.rotary else ".attn.hook_k"), (self.v, ".attn.hook_v"))
+        self._kept = ((self.k, f".{cfg.scored[1]}"), (self.v, ".attn.hook_v"))
 
     @property
     def satisfied(self) -> bool:

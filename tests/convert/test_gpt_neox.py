@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxcircuits import attribute, sae_from_arrays
+from jaxcircuits.attribution.edges import REMAINDER_COLUMNS
 from jaxcircuits.bundle import Bundle, load_bundle
 from jaxcircuits.convert import convert
 from jaxcircuits.errors import InputError
+from jaxcircuits.graph import build_graph
 from jaxcircuits.model import forward, hook_names
-from jaxcircuits.validation.torch_model import STEP_FLAGS
+from jaxcircuits.validation.torch_model import STEP_FLAGS, hook_gradients, transformer_lens_model
 from tests.helpers import assert_close
 
 torch = pytest.importorskip("torch")
@@ -182,6 +185,92 @@ def test_what_the_config_leaves_out(tmp_path: Path) -> None:
     assert cfg.rotary_base == theirs.rope_parameters["rope_theta"]
     assert (cfg.activation, cfg.eps, cfg.bos_token_id) == (theirs.hidden_act, theirs.layer_norm_eps, 0)
     assert cfg.parallel_residual == theirs.use_parallel_residual
+
+
+def random_sae(hook: str, width: int, seed: int) -> Any:
+    W_enc, W_dec = np.random.default_rng(seed).normal(size=(2, width, 40)) / np.sqrt(width)
+    b_enc, b_dec = 0.1 * np.random.default_rng(seed + 1).normal(size=40), np.full(width, 0.1)
+    return sae_from_arrays(W_enc=W_enc, W_dec=W_dec.T, b_enc=b_enc, b_dec=b_dec, hook_name=hook)
+
+
+ENDS: dict[str, tuple[str, str, bool, str]] = {
+    "MLP to MLP": ("blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post", True, "structured"),
+    "residual stream to residual stream": ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_post", True, "reference"),
+    "MLP output to heads": ("blocks.0.hook_mlp_out", "blocks.1.attn.hook_z", True, "reference"),
+    "attention's output to residual stream": ("blocks.0.hook_attn_out", "blocks.1.hook_resid_post", True, "reference"),
+    "heads to MLP, one after the other": ("blocks.0.attn.hook_z", "blocks.1.mlp.hook_post", False, "reference"),
+    "MLP to residual stream, one after the other": (
+        "blocks.0.mlp.hook_post",
+        "blocks.1.hook_resid_post",
+        False,
+        "structured",
+    ),
+    "embedding to turned keys": ("hook_embed", "blocks.1.attn.hook_rot_k", True, "reference"),
+}
+"""Source hook, target hook, whether residuals are parallel, and the method that `auto` takes."""
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_attributed_from_end_to_end(tmp_path: Path, ends: str) -> None:
+    """Two SAEs of a converted model: frozen edges and what they leave out add up to the targets."""
+    source, target, parallel, method = ENDS[ends]
+    bundle = converted(neox(use_parallel_residual=parallel), tmp_path)
+    for n, hook in enumerate((source, target)):
+        bundle.saes[hook] = random_sae(hook, 20 if ".mlp." in hook else 12, n)
+    asked: dict[str, Any] = {"source": source, "target": target, "positions": "all", "derivative": "frozen"}
+    result = attribute(bundle, [TOKENS[0]], **asked, splice="source")
+    assert result.settings["method"] == method
+    targets = result.targets.to_pandas()
+    assert len(result.edges) > 1000 and len(targets) > 100
+    kinds = ["attribution_sum", "attribution_cut", *REMAINDER_COLUMNS[:-1]]
+    explained = np.nan_to_num(targets[kinds].to_numpy(np.float64)).sum(1)
+    activation = targets["activation"].to_numpy()
+    assert np.abs(explained - activation).max() <= 1e-5 * activation.max()
+    assert np.abs(targets["attribution_sum"]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("parallel", "hooks"),
+    [
+        (True, ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_post")),
+        pytest.param(False, ("blocks.0.hook_resid_mid", "blocks.1.mlp.hook_post"), marks=pytest.mark.slow),
+    ],
+    ids=["parallel", "one after the other"],
+)
+def test_gradients_are_those_of_pytorch(tmp_path: Path, parallel: bool, hooks: tuple[str, str]) -> None:
+    """Through the whole model, the original notebook's way: one backward pass a target, on TransformerLens' model."""
+    model = neox(use_parallel_residual=parallel)
+    bundle = converted(model, tmp_path, processed=False)
+    for n, hook in enumerate(hooks):
+        bundle.saes[hook] = random_sae(hook, 20 if ".mlp." in hook else 12, n)
+    edges = attribute(bundle, [TOKENS[0]], source=hooks[0], target=hooks[1], positions="all").to_pandas()
+    theirs = transformer_lens_model(bundle.cfg, bundle.params, steps=())
+    wanted = edges[["target_pos", "target_feature"]].drop_duplicates().to_numpy()
+    source, target = (bundle.saes[hook] for hook in hooks)
+    at_hook = hook_gradients(theirs, TOKENS[0], source, target, wanted)
+    by_target = {tuple(pair): gradient for pair, gradient in zip(wanted, at_hook, strict=True)}
+    W_dec = np.asarray(source.weights.W_dec)
+    rows = edges[["target_pos", "target_feature", "source_pos", "source_feature"]].to_numpy()
+    expected = np.array([by_target[p, f][t] @ W_dec[i] for p, f, t, i in rows], np.float32)
+    assert len(expected) > 1000
+    assert_close(edges["gradient"].to_numpy(), expected, "oracle", "gradient")
+
+
+@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "one after the other"])
+def test_a_graph_adds_up(tmp_path: Path, parallel: bool) -> None:
+    """What enters each feature and logit of a graph is its value; there are no positions to add."""
+    bundle = converted(neox(use_parallel_residual=parallel), tmp_path)
+    for layer in range(2):
+        hook = f"blocks.{layer}.mlp.hook_post"
+        bundle.saes[hook] = random_sae(hook, 20, layer)
+    graph = build_graph(bundle, TOKENS[0][:6], top_logits=2, include_bos=True)
+    into, nodes = graph.adjacency().sum(axis=1), graph.nodes
+    ends = nodes.are("feature", "logit")
+    value = np.abs(nodes.value[ends]).max()
+    assert ends.sum() > 50
+    assert np.abs(np.asarray(into).ravel() - nodes.value)[ends].max() < 1e-4 * value
+    from_position = graph.adjacency()[:, nodes.are("position")]
+    assert not from_position.nnz or not np.any(from_position.data)
 
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
