@@ -210,7 +210,7 @@ ENDS: dict[str, tuple[str, str, bool, str]] = {
 """Source hook, target hook, whether residuals are parallel, and the method that `auto` takes."""
 
 
-@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("ends", [pytest.param(row, marks=[pytest.mark.slow] * (n > 1)) for n, row in enumerate(ENDS)])
 def test_attributed_from_end_to_end(tmp_path: Path, ends: str) -> None:
     """Two SAEs of a converted model: frozen edges and what they leave out add up to the targets."""
     source, target, parallel, method = ENDS[ends]
@@ -245,6 +245,8 @@ def test_gradients_are_those_of_pytorch(tmp_path: Path, parallel: bool, hooks: t
         bundle.saes[hook] = random_sae(hook, 20 if ".mlp." in hook else 12, n)
     edges = attribute(bundle, [TOKENS[0]], source=hooks[0], target=hooks[1], positions="all").to_pandas()
     theirs = transformer_lens_model(bundle.cfg, bundle.params, steps=())
+    pairs = edges[["target_pos", "target_feature"]].drop_duplicates()
+    edges = edges.merge(pairs.iloc[:: len(pairs) // 15])  # a backward pass a target is slow
     wanted = edges[["target_pos", "target_feature"]].drop_duplicates().to_numpy()
     source, target = (bundle.saes[hook] for hook in hooks)
     at_hook = hook_gradients(theirs, TOKENS[0], source, target, wanted)
@@ -252,11 +254,13 @@ def test_gradients_are_those_of_pytorch(tmp_path: Path, parallel: bool, hooks: t
     W_dec = np.asarray(source.weights.W_dec)
     rows = edges[["target_pos", "target_feature", "source_pos", "source_feature"]].to_numpy()
     expected = np.array([by_target[p, f][t] @ W_dec[i] for p, f, t, i in rows], np.float32)
-    assert len(expected) > 1000
+    assert len(expected) > 500
     assert_close(edges["gradient"].to_numpy(), expected, "oracle", "gradient")
 
 
-@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "one after the other"])
+@pytest.mark.parametrize(
+    "parallel", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["parallel", "one after the other"]
+)
 def test_a_graph_adds_up(tmp_path: Path, parallel: bool) -> None:
     """What enters each feature and logit of a graph is its value; there are no positions to add."""
     bundle = converted(neox(use_parallel_residual=parallel), tmp_path)
