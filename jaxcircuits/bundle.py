@@ -304,7 +304,9 @@ def read_tokenizer(path: str | os.PathLike) -> Tokenizer:
 def model_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model's file and its shape."""
     head, d_model, d_head, d_mlp = cfg.n_heads, cfg.d_model, cfg.d_head, cfg.d_mlp
-    shapes: dict[str, tuple[int, ...]] = {"W_E": (cfg.d_vocab, d_model), "W_pos": (cfg.n_ctx, d_model)}
+    shapes: dict[str, tuple[int, ...]] = {"W_E": (cfg.d_vocab, d_model)}
+    if not cfg.rotary:
+        shapes["W_pos"] = (cfg.n_ctx, d_model)
     for layer in range(cfg.n_layers):
         block = {
             **{f"attn.W_{x}": (head, d_model, d_head) for x in "QKV"},
@@ -359,7 +361,7 @@ def model_from_tensors(tensors: Mapping[str, np.ndarray], cfg: ModelConfig, wher
 
     return ModelWeights(
         W_E=tensors["W_E"],  # pyright: ignore
-        W_pos=tensors["W_pos"],  # pyright: ignore
+        W_pos=tensors.get("W_pos"),  # pyright: ignore
         blocks=tuple(block(f"blocks.{layer}") for layer in range(cfg.n_layers)),
         ln_final=norm("ln_final"),
         W_U=tensors["W_E"].T if cfg.tied_unembedding else tensors["W_U"],  # pyright: ignore
@@ -369,7 +371,9 @@ def model_from_tensors(tensors: Mapping[str, np.ndarray], cfg: ModelConfig, wher
 
 def model_to_tensors(params: ModelWeights, cfg: ModelConfig) -> dict[str, Any]:
     """The inverse of `model_from_tensors`: names to tensors."""
-    tensors: dict[str, Any] = {"W_E": params.W_E, "W_pos": params.W_pos, "b_U": params.b_U}
+    tensors: dict[str, Any] = {"W_E": params.W_E, "b_U": params.b_U}
+    if params.W_pos is not None:
+        tensors["W_pos"] = params.W_pos
     if not cfg.tied_unembedding:
         tensors["W_U"] = params.W_U
     assert params.ln_final is not None, "a bundle stores unprocessed weights"

@@ -9,8 +9,14 @@ from jaxcircuits.errors import InputError
 PROCESSING_STEPS = ("fold_layer_norm", "center_writing_weights", "center_unembed", "fold_value_biases")
 """TransformerLens' weight processing, in its order."""
 
-FAMILIES = ("gpt_neo", "gpt2")
+FAMILIES = ("gpt_neo", "gpt2", "gpt_neox")
 """Architectures that weights may come from."""
+
+POSITIONS = ("learned", "rotary")
+"""How a model knows where a token is: a vector added to its embedding, or queries and keys that are turned."""
+
+ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu")
+"""What stands between an MLP's two matrices; `model.activations` computes them. `gelu_new` is GELU's tanh form."""
 
 
 class _JSONConfig:
@@ -69,6 +75,11 @@ class ModelConfig(_JSONConfig):
         tied_unembedding: Whether the stored unembedding is the transposed embedding.
         family: The architecture the weights came from.
         processing: Weight-processing steps that `load_bundle` applies, in order.
+        positions: One of `POSITIONS`.
+        rotary_dim: Of each head, the numbers that are turned; `None` unless positions are rotary.
+        rotary_base: The slowest turns by about 1 / `rotary_base` a position, the fastest by 1 (in radians).
+        parallel_residual: Whether a block's MLP reads the residual stream before its attention, not after.
+        activation: One of `ACTIVATIONS`.
     """
 
     n_layers: int
@@ -86,13 +97,18 @@ class ModelConfig(_JSONConfig):
     tied_unembedding: bool = False
     family: str = "gpt_neo"
     processing: tuple[str, ...] = PROCESSING_STEPS
+    positions: str = "learned"
+    rotary_dim: int | None = None
+    rotary_base: float = 10000.0
+    parallel_residual: bool = False
+    activation: str = "gelu_new"
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "window"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a positive integer, got {value!r}.")
-        for name in ("eps", "attention_scale"):
+        for name in ("eps", "attention_scale", "rotary_base"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
                 raise InputError(f"{name} must be a positive number, got {value!r}.")
@@ -109,6 +125,36 @@ class ModelConfig(_JSONConfig):
         bos = self.bos_token_id
         if bos is not None and not (isinstance(bos, int) and 0 <= bos < self.d_vocab):
             raise InputError(f"bos_token_id must lie in 0..{self.d_vocab - 1}, got {bos!r}.")
+        for name, known in (("positions", POSITIONS), ("activation", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if not isinstance(self.parallel_residual, bool):
+            raise InputError(f"parallel_residual must be true or false, got {self.parallel_residual!r}.")
+        turned = self.rotary_dim
+        if (turned is not None) != self.rotary:
+            raise InputError(f"rotary_dim belongs to rotary positions, got {turned!r} and positions {self.positions}.")
+        if turned is not None and (type(turned) is not int or turned % 2 or not 2 <= turned <= self.d_head):
+            raise InputError(f"rotary_dim must be an even number of the head's {self.d_head}, got {turned!r}.")
+
+    @property
+    def rotary(self) -> bool:
+        """Whether queries and keys are turned; there is no `W_pos` then."""
+        return self.positions == "rotary"
+
+    @property
+    def closed_forms(self) -> bool:
+        """Whether method `structured` knows how blocks of this kind compose; it knows one block of any kind."""
+        return not self.rotary and not self.parallel_residual
+
+    @property
+    def scored(self) -> tuple[str, str]:
+        """The hook points in each block of the queries and keys whose products are the scores."""
+        return ("attn.hook_rot_q", "attn.hook_rot_k") if self.rotary else ("attn.hook_q", "attn.hook_k")
+
+    @property
+    def mlp_stream(self) -> str:
+        """The hook point in each block whose value the MLP reads through its norm."""
+        return "hook_resid_pre" if self.parallel_residual else "hook_resid_mid"
 
 
 SAE_ACTIVATIONS = ("relu", "jumprelu", "topk", "groupmax")

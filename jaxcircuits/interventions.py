@@ -195,7 +195,7 @@ def _frozen(
     behind = names[min(names.index(saes[change.sae].cfg.hook_written) for change in changes) :]
     hooks = frozen_hooks(behind, freeze)
     plain = intervene(params, cfg, saes, tokens, splice=splice, splice_bos=splice_bos, taps=hooks, logits_at=None)
-    frozen = freeze_edits(behind, freeze, at=plain.acts)
+    frozen = freeze_edits(behind, freeze, activation=cfg.activation, at=plain.acts)
     # Before a GELU its line must see what features make of the value; behind it, features what the line gives.
     pairs = {name: (edits.get(name), edit) for name, edit in frozen.items()}
     chained = {name: _chained(*(pair if name.endswith("hook_pre") else pair[::-1])) for name, pair in pairs.items()}

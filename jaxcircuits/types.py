@@ -48,10 +48,10 @@ class BlockWeights(NamedTuple):
 
 
 class ModelWeights(NamedTuple):
-    """A whole model. `W_U` is stored apart from `W_E` even where a checkpoint ties them."""
+    """A whole model. `W_U` is stored apart from `W_E` even where a checkpoint ties them; `None` where there is none."""
 
     W_E: Float[Array, "d_vocab d_model"]
-    W_pos: Float[Array, "n_ctx d_model"]
+    W_pos: Float[Array, "n_ctx d_model"] | None
     blocks: tuple[BlockWeights, ...]
     ln_final: NormWeights | None
     W_U: Float[Array, "d_model d_vocab"]
@@ -74,7 +74,8 @@ class SAEWeights(NamedTuple):
 
 def named_weights(params: ModelWeights) -> dict[str, Any]:
     """Every array of a weight tree by TransformerLens' name, in the order the forward pass uses them."""
-    named: dict[str, Any] = {"embed.W_E": params.W_E, "pos_embed.W_pos": params.W_pos}
+    named: dict[str, Any] = {"embed.W_E": params.W_E}
+    named |= {} if params.W_pos is None else {"pos_embed.W_pos": params.W_pos}
     parts: dict[str, Any] = {
         f"blocks.{layer}.{part}": weights
         for layer, block in enumerate(params.blocks)

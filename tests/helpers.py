@@ -79,6 +79,16 @@ def tiny_config(**overrides: Any) -> ModelConfig:
     return ModelConfig(**(fields | overrides))
 
 
+def neox_config(**overrides: Any) -> ModelConfig:
+    """A model as GPT-NeoX is: rotary positions on half of each head, parallel residuals, GELU by erf."""
+    n_layers = overrides.get("n_layers", 2)
+    fields: dict[str, Any] = {
+        **{"positions": "rotary", "rotary_dim": 2, "parallel_residual": True, "activation": "gelu"},
+        **{"attention_scale": 0.5, "attention": ("global",) * n_layers, "family": "gpt_neox"},
+    }
+    return tiny_config(**(fields | overrides))
+
+
 def random_params(cfg: ModelConfig, seed: int = 0, dtype: Any = jnp.float32) -> ModelWeights:
     """Unprocessed weights, every one of them random (norms around 1, biases not zero), activations of order 1.
 
@@ -116,7 +126,7 @@ def random_params(cfg: ModelConfig, seed: int = 0, dtype: Any = jnp.float32) -> 
     W_E = normal(cfg.d_vocab, cfg.d_model, std=1.0)
     params = ModelWeights(
         W_E=W_E,  # pyright: ignore
-        W_pos=normal(cfg.n_ctx, cfg.d_model, std=0.5),  # pyright: ignore
+        W_pos=None if cfg.rotary else normal(cfg.n_ctx, cfg.d_model, std=0.5),  # pyright: ignore
         blocks=tuple(block() for _ in range(cfg.n_layers)),
         ln_final=norm(),
         W_U=W_E.T if cfg.tied_unembedding else normal(cfg.d_model, cfg.d_vocab, std=cfg.d_model**-0.5),  # pyright: ignore

@@ -13,7 +13,7 @@ import pytest
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.types import ModelWeights
 from jaxcircuits.validation import torch_model
-from jaxcircuits.validation.torch_model import STEP_FLAGS, TorchSAE, splice_hooks, torch_state
+from jaxcircuits.validation.torch_model import BUFFERS, STEP_FLAGS, TorchSAE, splice_hooks, torch_state
 from jaxcircuits.validation.torch_model import feature_acts as oracle_feature_acts
 from jaxcircuits.validation.torch_model import hook_gradients as oracle_gradients
 from jaxcircuits.validation.torch_model import hook_value as oracle_hook_value
@@ -54,7 +54,7 @@ def assert_same_weights(ours: ModelWeights, model: Any, raw: ModelWeights) -> No
         raw: The unprocessed ones: the unit where a sum of terms may cancel.
     """
     theirs, mine, before = model.state_dict(), torch_state(ours), torch_state(raw)
-    assert set(mine) == {key for key in theirs if not key.endswith(("attn.mask", "attn.IGNORE"))}
+    assert set(mine) == {key for key in theirs if not key.endswith(BUFFERS)}
     for key, value in mine.items():
         if not theirs[key].any():
             assert not value.any(), key

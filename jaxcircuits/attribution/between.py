@@ -37,8 +37,8 @@ def resid_mid(
     extra: Float[Array, "pos d_model"],
     scales: Scales | None = None,
 ) -> Float[Array, "pos d_model"]:
-    """The residual stream after the target's attention, as a function of what is added where sources enter."""
-    name = f"blocks.{problem.target_block}.hook_resid_mid"
+    """The residual stream that the target's MLP reads, as a function of what is added where sources enter."""
+    name = f"blocks.{problem.target_block}.{problem.cfg.mlp_stream}"
     return target_side(problem, params, h, tokens, (name,), scales, extra)[1][name]
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcircuits.ahead import Ahead
 from jaxcircuits.attribution.edges import SOURCE_COLUMNS, Columns, concatenate, edge_columns, target_columns
-from jaxcircuits.attribution.ends import ATTENTION_ENDS, target_end
+from jaxcircuits.attribution.ends import target_end
 from jaxcircuits.attribution.listing import list_edges, list_sources
 from jaxcircuits.attribution.plan import Counts, Plan, device_memory, grown, halved, make_plan
 from jaxcircuits.attribution.problem import PRECISIONS, Settings, resolve
@@ -118,8 +118,8 @@ class Engine:
         way = problem.closed_form
         if way == "between" and settings.parts != "none":
             way = None
-        if settings.complete and way == "adjacent" and problem.target_place in ATTENTION_ENDS:
-            way = None  # its remainder is of the stream after attention
+        if settings.complete and way == "adjacent" and problem.sees_attention_apart:
+            way = None  # its remainder is of the stream that the MLP reads
         if settings.parts == "heads" and (way is None or settings.method == "reference"):
             raise InputError(
                 "parts by head are computed by method structured where one block's attention lies between, "
@@ -130,7 +130,8 @@ class Engine:
         if settings.method == "structured" and way is None:
             raise InputError(
                 "method 'structured' covers sources that write the residual stream and targets in a later block, and "
-                f"parts where one block's attention lies between, got {hooks}{self._held()}; use --method reference."
+                "parts, and rotary positions or parallel residuals, where one block's attention lies between, got "
+                f"{hooks}{self._held()}; use --method reference."
             )
         return "reference" if settings.method == "reference" or way is None else way
 

@@ -32,16 +32,18 @@ def ones(dtype) -> Scales:
     return Scales(*(jnp.ones((), dtype) for _ in Scales._fields))
 
 
-def skip_hook(source_hook: str) -> str | None:
-    """The residual stream that joins what the source hook's component writes; `None` where nothing does."""
+def skip_hooks(cfg: ModelConfig, source_hook: str) -> tuple[str, ...]:
+    """What joins the source hook's component in the residual stream: hooks whose values add up to it."""
     block, _, name = source_hook.rpartition("blocks.")[2].partition(".")
     if not block.isdigit():
-        return {"hook_embed": "hook_pos_embed", "hook_pos_embed": "hook_embed"}.get(source_hook)
+        embeds = () if cfg.rotary else ("hook_embed", "hook_pos_embed")
+        return tuple(hook for hook in embeds if hook != source_hook) if source_hook in embeds else ()
     if name.startswith(("attn.", "ln1.", "hook_attn_out")):
-        return f"blocks.{block}.hook_resid_pre"
+        return (f"blocks.{block}.hook_resid_pre",)
     if name.startswith(("mlp.", "ln2.", "hook_mlp_out")):
-        return f"blocks.{block}.hook_resid_mid"
-    return None
+        joining = ("hook_resid_pre", "hook_attn_out") if cfg.parallel_residual else ("hook_resid_mid",)
+        return tuple(f"blocks.{block}.{hook}" for hook in joining)
+    return ()
 
 
 def path_edits(
@@ -56,11 +58,13 @@ def path_edits(
     names = hook_names(cfg)
     inside = names[names.index(source_hook) : names.index(target_hook) + 1]
     edits: dict[str, Edit] = {}
-    skip = skip_hook(source_hook)
-    if scales is not None and skip is not None:
-        edits[skip] = lambda value: scales.residual_input * jax.lax.stop_gradient(value)
+    if scales is not None:
+        for skip in skip_hooks(cfg, source_hook):
+            edits[skip] = lambda value: scales.residual_input * jax.lax.stop_gradient(value)
     if gelu is not None:
-        edits |= freeze_edits(inside, gelu=gelu, constant_scale=1.0 if scales is None else scales.gelu_constant)
+        edits |= freeze_edits(
+            inside, activation=cfg.activation, gelu=gelu, constant_scale=1.0 if scales is None else scales.gelu_constant
+        )
     for name in held:
         edits[name] = lambda value: (1 if scales is None else scales.held) * jax.lax.stop_gradient(value)
     return edits

@@ -187,13 +187,20 @@ class Problem:
             return None
         # What is held must lie where blocks between are run, which is from the entry up to the target's attention.
         names = hook_names(self.cfg)
-        last = names.index(f"blocks.{end[0]}.hook_resid_mid")
+        last = names.index(f"blocks.{end[0]}.{self.cfg.mlp_stream}")
         first = names.index(entry.hook) + entry.after_edits
         if not all(first <= names.index(hook) <= last for hook in self.held):
             return None
         if end[0] == entry.block and not self.held:
             return "adjacent"
-        return None if end[1] in ATTENTION_ENDS else "between"
+        return None if end[1] in ATTENTION_ENDS or not self.cfg.closed_forms else "between"
+
+    @property
+    def sees_attention_apart(self) -> bool:
+        """Whether targets see what attention writes, but not through the stream that the block's MLP reads."""
+        if self.target_place in ATTENTION_ENDS:
+            return True
+        return self.cfg.parallel_residual and self.target_place == "hook_resid_post"
 
     @property
     def adjacent_mlps(self) -> bool:

@@ -27,6 +27,7 @@ from jaxcircuits.attribution.problem import Problem, target_side
 from jaxcircuits.attribution.products import dots
 from jaxcircuits.attribution.selection import Sources
 from jaxcircuits.model.freezing import gelu_line
+from jaxcircuits.model.rotary import turned, turns
 from jaxcircuits.sae import SAE, encode
 from jaxcircuits.sae.activations import ELEMENTWISE
 from jaxcircuits.sae.normalization import normalized
@@ -37,7 +38,7 @@ class Segment(NamedTuple):
     """One sequence's values between attention's input and the target hook: all that pulling and pushing read."""
 
     norm1: "NormState"
-    q: Float[Array, "pos head d_head"]
+    q: Float[Array, "pos head d_head"]  # queries and keys as scores have them: turned, where positions are rotary
     k: Float[Array, "pos head d_head"]
     v: Float[Array, "pos head d_head"]
     pattern: Float[Array, "head q_pos k_pos"]
@@ -62,7 +63,7 @@ class Pulled(NamedTuple):
     post: Float[Array, "target d_mlp"] | None  # to the MLP's activations
     pre: Float[Array, "target d_mlp"] | None  # to its pre-activations
     normed: Float[Array, "target d_model"] | None  # to what it reads
-    resid: Float[Array, "target d_model"]  # to the residual stream after attention; 0 where it is not seen
+    resid: Float[Array, "target d_model"]  # to the residual stream that the MLP reads; 0 where it is not seen
     z: Float[Array, "target head d_head"]  # to the heads' outputs
     scores: Float[Array, "target head k_pos"] | None  # to the attention scores; None where patterns are held
     own_pattern: Float[Array, "target head"]
@@ -71,19 +72,22 @@ class Pulled(NamedTuple):
 def segment_of(problem: Problem, params: Any, h: Float[Array, "pos d_in"], tokens: Int[Array, "pos"]) -> Segment:
     """Runs the model from the source hook's value to the target hook and keeps what lies between."""
     block, place = f"blocks.{problem.target_block}", problem.target_place
-    names = ("hook_resid_pre", "ln1.hook_scale", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_pattern")
-    names += ("hook_resid_mid", "ln2.hook_scale") if place in MLP_ENDS else ()
+    query, key, stream = *problem.cfg.scored, problem.cfg.mlp_stream
+    names = ("hook_resid_pre", "ln1.hook_scale", query, key, "attn.hook_v", "attn.hook_pattern")
+    names += (stream, "ln2.hook_scale") if place in MLP_ENDS else ()
     names += ("mlp.hook_pre",) if place in GELU_ENDS else ()
     arriving, acts = target_side(problem, params, h, tokens, tuple(f"{block}.{name}" for name in names))
     at = {name: acts[f"{block}.{name}"] for name in names}
-    slope, constant = gelu_line(at["mlp.hook_pre"], problem.gelu) if place in GELU_ENDS else (None, None)
+    slope, constant = (
+        gelu_line(at["mlp.hook_pre"], problem.gelu, problem.cfg.activation) if place in GELU_ENDS else (None, None)
+    )
     return Segment(
         norm1=_norm_state(at["hook_resid_pre"], at["ln1.hook_scale"]),
-        q=at["attn.hook_q"],
-        k=at["attn.hook_k"],
+        q=at[query],
+        k=at[key],
         v=at["attn.hook_v"],
         pattern=at["attn.hook_pattern"],
-        norm2=_norm_state(at["hook_resid_mid"], at["ln2.hook_scale"]) if place in MLP_ENDS else None,
+        norm2=_norm_state(at[stream], at["ln2.hook_scale"]) if place in MLP_ENDS else None,
         gelu_slope=slope,
         gelu_constant=constant,
         arriving=arriving,
@@ -149,7 +153,9 @@ def pull(
     if problem.target_place == "attn.hook_z":
         z = hook.reshape(len(p), problem.cfg.n_heads, problem.cfg.d_head)
     else:
-        written = hook if problem.target_place == "hook_attn_out" else resid
+        # Only attention's own writing where residuals are parallel: the MLP reads the stream before it.
+        behind = jnp.zeros_like(resid) if problem.cfg.parallel_residual else resid
+        written = hook if problem.sees_attention_apart else behind
         z = einsum(written, block.attn.W_O, "target d_model, head d_head d_model -> target head d_head")
     pattern = segment.pattern[:, p].swapaxes(0, 1)  # [target, head, k_pos]
     own_pattern = jnp.take_along_axis(pattern, p[:, None, None], axis=-1)[..., 0]
@@ -217,9 +223,10 @@ def own_position(
     p = target_pos
     attention = [pulled.own_pattern[..., None] * pulled.z]  # to the values of the own position
     if pulled.scores is not None:
-        attention.append(einsum(pulled.scores, segment.k, "target head k_pos, k_pos head d_head -> target head d_head"))
-        own = jnp.take_along_axis(pulled.scores, p[:, None, None], axis=-1)
-        attention.append(own * segment.q[p])
+        query = einsum(pulled.scores, segment.k, "target head k_pos, k_pos head d_head -> target head d_head")
+        key = jnp.take_along_axis(pulled.scores, p[:, None, None], axis=-1) * segment.q[p]
+        by = turns(problem.cfg, p[:, None], query.dtype)  # one position for all heads
+        attention += [query, key] if by is None else [turned(query, by.back), turned(key, by.back)]
     read = jnp.stack(attention, 1)  # [target, vqk, head, d_head]
     W, norm1 = W_heads[: read.shape[1]], _at(segment.norm1, p)
     if parts == "none":
@@ -277,10 +284,12 @@ def cross_positions(
     def some(index: Int[Array, "_source"]) -> Float[Array, "part target _source"]:
         pos = index // len(E)
         e = _norm_push(_at(segment.norm1, pos), block.ln1, E[index % len(E)], problem.frozen)
+        by = turns(problem.cfg, pos, e.dtype)
 
         def head(total, h):
             value = (to_v[h] @ (e @ W_V[h]).T) * pattern[h][:, pos]
-            key = None if scores is None else (queries[h] @ (e @ W_K[h]).T) * scores[h][:, pos]
+            pushed = e @ W_K[h] if by is None else turned(e @ W_K[h], by)
+            key = None if scores is None else (queries[h] @ pushed.T) * scores[h][:, pos]
             if parts == "none":
                 return total.at[0].add(value if key is None else value + key), None
             first, last = (1, 3) if parts == "kinds" else (1 + h, 1 + 2 * heads + h)

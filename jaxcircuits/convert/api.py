@@ -19,6 +19,7 @@ from jaxcircuits.convert import (
     gemma_scope_sae,
     gpt2,
     gpt_neo,
+    gpt_neox,
     hub_mixin_sae,
     original_sae,
     sae_lens_sae,
@@ -32,7 +33,11 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.files import BUNDLE, check_free, sha256
 from jaxcircuits.readings import Checked, doubts
 
-MODEL_FORMATS: dict[str, ModelFormat] = {"gpt_neo": gpt_neo.FORMAT, "gpt2": gpt2.FORMAT}
+MODEL_FORMATS: dict[str, ModelFormat] = {
+    "gpt_neo": gpt_neo.FORMAT,
+    "gpt2": gpt2.FORMAT,
+    "gpt_neox": gpt_neox.FORMAT,
+}
 """By the `model_type` of a Hugging Face `config.json`."""
 SAE_FORMATS: tuple[SAEFormat, ...] = (
     sae_lens_sae.FORMAT,
@@ -181,7 +186,7 @@ def _model_format(path: Path) -> ModelFormat:
     config = path / "config.json"
     family = read_fields(config, "model").get("model_type")
     if family not in MODEL_FORMATS:
-        raise InputError(f"{config}: model_type must be {' or '.join(MODEL_FORMATS)}, got {family!r}.")
+        raise InputError(f"{config}: model_type must be one of {', '.join(MODEL_FORMATS)}, got {family!r}.")
     return MODEL_FORMATS[family]
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 _PREFIX = r"(?:model\.|transformer\.|gpt_neox\.)*"
 _BLOCK = re.compile(rf"{_PREFIX}(?:h|layers)\.(?P<layer>\d+)(?:\.(?P<module>[\w.]+))?")
-_TOP = re.compile(rf"{_PREFIX}(?P<module>wte|wpe|embed_tokens)")
+_TOP = re.compile(rf"{_PREFIX}(?P<module>wte|wpe|embed_tokens|embed_in)")
 _NAMED = re.compile(r"(?P<module>resid_post|mlp_out|attn_out)_layer_(?P<layer>\d+)")
 
 
@@ -37,14 +37,23 @@ _MODULES = {
     "mlp.c_fc": ModuleHooks("ln2.hook_normalized", "mlp.hook_pre"),
     "mlp.act": ModuleHooks("mlp.hook_pre", "mlp.hook_post"),
     "mlp.c_proj": ModuleHooks("mlp.hook_post", "hook_mlp_out"),
+    "input_layernorm": ModuleHooks("hook_resid_pre", None),
+    "attention": ModuleHooks("ln1.hook_normalized", "hook_attn_out"),
+    "attention.query_key_value": ModuleHooks("ln1.hook_normalized", None),
+    "attention.dense": ModuleHooks("attn.hook_z", "hook_attn_out"),
+    "mlp.dense_h_to_4h": ModuleHooks("ln2.hook_normalized", "mlp.hook_pre"),
+    "mlp.dense_4h_to_h": ModuleHooks("mlp.hook_post", "hook_mlp_out"),
     "resid_post": ModuleHooks(None, "hook_resid_post"),
     "attn_out": ModuleHooks(None, "hook_attn_out"),
     "mlp_out": ModuleHooks(None, "hook_mlp_out"),
 }
-"""By the module's path inside its block. Source: Hugging Face's `GPTNeoBlock`, whose values tests compare."""
+"""By the module's path inside its block. Source: Hugging Face's `GPTNeoBlock` and `GPTNeoXLayer`, whose values tests
+compare. The latter's `post_attention_layernorm` is none of them: what it takes depends on the model's config.
+"""
 _TOP_MODULES = {
     "wte": ModuleHooks(None, "hook_embed"),
     "embed_tokens": ModuleHooks(None, "hook_embed"),
+    "embed_in": ModuleHooks(None, "hook_embed"),
     "wpe": ModuleHooks(None, "hook_pos_embed"),
 }
 

@@ -34,7 +34,14 @@ HARMLESS = {
     *("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "suppress_tokens"),
     *("begin_suppress_tokens", "exponential_decay_length_penalty"),
 }
-_DEFAULT_BOS = 50256
+_GPT2_BOS = 50256
+GPT2_DEFAULTS = {"activation": "gelu_new", "bos_token_id": _GPT2_BOS, "tie_word_embeddings": True}
+"""What GPT-2's config, and GPT-Neo's after it, say where they say nothing."""
+_ACTIVATIONS = {
+    **{"gelu": "gelu", "gelu_python": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"},
+    **{"gelu_new": "gelu_new", "gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new"},
+}
+"""Hugging Face's words for activation functions, and ours; the last three differ in rounding alone."""
 
 
 def choose(names: Sequence[str]) -> list[str]:
@@ -82,7 +89,7 @@ def head_width(d_model: int, n_heads: int, names: tuple[str, str], where: str) -
     return d_model // n_heads
 
 
-def epsilon(fields: Mapping[str, Any], where: str, name: str = "layer_norm_epsilon") -> float:
+def epsilon(fields: Mapping[str, Any], where: str, name: str) -> float:
     """What is added to a norm's variance.
 
     Raises:
@@ -94,25 +101,44 @@ def epsilon(fields: Mapping[str, Any], where: str, name: str = "layer_norm_epsil
     return float(eps)
 
 
-def bos_token(fields: Mapping[str, Any], d_vocab: int, where: str) -> int | None:
+def activation(fields: Mapping[str, Any], name: str, where: str, default: str) -> str:
+    """The MLP's activation function.
+
+    Raises:
+        InputError: It is another than the model has here.
+    """
+    word = fields.get(name, default)
+    if not isinstance(word, str) or word not in _ACTIVATIONS:
+        raise InputError(f"{where}: {name} must be one of {', '.join(_ACTIVATIONS)}, got {word!r}.")
+    return _ACTIVATIONS[word]
+
+
+def bos_token(fields: Mapping[str, Any], d_vocab: int, where: str, default: int) -> int | None:
     """The id of BOS; none where GPT-2's id stands in the config of a smaller vocabulary, as transformers writes it.
 
     Raises:
         InputError: It is no token id.
     """
-    bos = fields.get("bos_token_id", _DEFAULT_BOS)
-    if bos == _DEFAULT_BOS and d_vocab <= bos:
+    bos = fields.get("bos_token_id", default)
+    if bos == _GPT2_BOS and d_vocab <= bos:
         return None
     if bos is not None and type(bos) is not int:
         raise InputError(f"{where}: bos_token_id must be a token id or null, got {bos!r}.")
     return bos
 
 
-def is_tied(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], embedding: str, where: str) -> bool:
+def is_tied(
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    embedding: str,
+    unembedding: str,
+    where: str,
+    default: bool,
+) -> bool:
     """Whether the unembedding is the embedding: asked for by the config, and not contradicted by the weights.
 
     Source: Hugging Face transformers 5, which keeps a stored head that differs whatever the config says.
     """
-    tie = flag(fields, "tie_word_embeddings", where, True)
-    head, embedded = tensors.get("lm_head.weight"), tensors.get(embedding)
+    tie = flag(fields, "tie_word_embeddings", where, default)
+    head, embedded = tensors.get(unembedding), tensors.get(embedding)
     return tie and (head is None or embedded is None or np.array_equal(head, embedded))

@@ -147,14 +147,15 @@ def _edits(wiring: Wiring, leaves: Leaves, factors: Factors, number: int | None)
     token = leaves.token_start + factors.token[:, None] * (leaves.token - leaves.token_start)
     edits: dict[str, Edit] = {
         "hook_embed": lambda value: token,
-        "hook_pos_embed": lambda value: factors.position[:, None] * leaves.position,
     }
+    if not wiring.cfg.rotary:
+        edits["hook_pos_embed"] = lambda value: factors.position[:, None] * leaves.position
     for sae in wiring.cuts(number):
         edits[wiring.writes[sae]] = partial(_put, written_value(leaves.written[sae], factors, sae))
     for layer in range(wiring.cfg.n_layers):
         pre, post = f"blocks.{layer}.mlp.hook_pre", f"blocks.{layer}.mlp.hook_post"
         if wiring.gelu is not None and post in inside and post not in edits:
-            remember, edits[post] = linear_gelu(wiring.gelu, factors.gelu[layer][:, None])
+            remember, edits[post] = linear_gelu(wiring.gelu, wiring.cfg.activation, factors.gelu[layer][:, None])
             edits[pre] = _then(edits.get(pre), remember)
     for name in inside:
         frozen = wiring.gelu is not None and name.endswith((".hook_pattern", ".hook_scale"))

@@ -130,4 +130,5 @@ def take_apart(
         rest = (rest_acts @ sae.weights.W_dec) * passed.scale[i]
         written.append(Written(rows, rest, passed.error[i], passed.bias[i]))
     token = params.W_E[tokens]
-    return Leaves(token, jnp.broadcast_to(token_start, token.shape), params.W_pos[: len(tokens)], tuple(written))
+    position = jnp.zeros_like(token) if params.W_pos is None else params.W_pos[: len(tokens)]
+    return Leaves(token, jnp.broadcast_to(token_start, token.shape), position, tuple(written))

@@ -88,6 +88,8 @@ class _CachedHooks(Hooks):
     def __init__(self, cfg: ModelConfig, taps: Iterable[str], edits: Edits | None, cache: Cache) -> None:
         super().__init__(cfg, taps, edits)
         self.k, self.v, self._start = list(cache.k), list(cache.v), cache.length
+        # Keys are kept as scores read them, so that none is turned twice.
+        self._kept = ((self.k, f".{cfg.scored[1]}"), (self.v, ".attn.hook_v"))
 
     @property
     def satisfied(self) -> bool:
@@ -97,7 +99,7 @@ class _CachedHooks(Hooks):
     def __call__(self, name: str, value: Array) -> Array:
         """Passes a value through its hook point; of keys and values, the new ones."""
         value = super().__call__(name, value)
-        for kept, kind in ((self.k, ".attn.hook_k"), (self.v, ".attn.hook_v")):
+        for kept, kind in self._kept:
             if name.endswith(kind):
                 layer = int(name.split(".")[1])
                 new = jnp.swapaxes(value, -2, -3)

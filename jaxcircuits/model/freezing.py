@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxcircuits.model.activations import ACTIVATIONS
+
 Edit = Callable[[Array], Array]
 
 FREEZABLE = ("attention", "norms", "gelu")
@@ -19,21 +21,19 @@ FREEZABLE = ("attention", "norms", "gelu")
 _HELD = {"attention": ".attn.hook_pattern", "norms": ".hook_scale"}
 
 
-def gelu_line(u: Float[Array, "..."], kind: str | None) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Slope and constant of the line that stands for `gelu_new` at `u`: their sum `slope * u + constant` is its value.
+def gelu_line(
+    u: Float[Array, "..."], kind: str | None, activation: str
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Slope and constant of the line that stands for a GELU at `u`: their sum `slope * u + constant` is its value.
 
     Args:
         u: Where.
         kind: `"secant"`: the ratio `gelu(u) / u`, no constant. Else the tangent.
+        activation: Which one of `config.ACTIVATIONS` is meant by a GELU: the model's.
     """
     if kind == "secant":
-        ratio = 0.5 * (1 + jnp.tanh(jnp.sqrt(2 / jnp.pi).astype(u.dtype) * (u + 0.044715 * u**3)))
-        return ratio, jnp.zeros_like(u)
-
-    def gelu(x):
-        return jax.nn.gelu(x, approximate=True)
-
-    value, slope = jax.jvp(gelu, (u,), (jnp.ones_like(u),))
+        return ACTIVATIONS[activation].ratio(u), jnp.zeros_like(u)
+    value, slope = jax.jvp(ACTIVATIONS[activation].value, (u,), (jnp.ones_like(u),))
     return slope, value - slope * u
 
 
@@ -54,6 +54,7 @@ def freeze_edits(
     names: Sequence[str],
     freeze: Iterable[str] = FREEZABLE,
     *,
+    activation: str,
     gelu: str | None = "tangent",
     at: Mapping[str, Array] | None = None,
     constant_scale: Float[Array, ""] | float = 1.0,
@@ -63,6 +64,7 @@ def freeze_edits(
     Args:
         names: Consecutive hook points. A GELU counts where `mlp.hook_pre` and `mlp.hook_post` are both among them.
         freeze: Some of `FREEZABLE`.
+        activation: The model's, which its GELUs are.
         gelu: The line in a GELU's place: its `"tangent"`, or the `"secant"`.
         at: Values of `frozen_hooks` of the run that is held; by default each run holds its own, for derivatives.
         constant_scale: Factor of the lines' constants; for derivatives with respect to it.
@@ -73,7 +75,7 @@ def freeze_edits(
 
     edits = {name: held(name) for name in frozen_hooks(names, set(freeze) - {"gelu"})}
     for pre, post in _gelus(names).items() if "gelu" in freeze else ():
-        edits[pre], edits[post] = linear_gelu(gelu, constant_scale, None if at is None else at[pre])
+        edits[pre], edits[post] = linear_gelu(gelu, activation, constant_scale, None if at is None else at[pre])
     return edits
 
 
@@ -83,7 +85,9 @@ def _gelus(names: Sequence[str]) -> dict[str, str]:
     return {pre: post for pre, post in behind.items() if post in names}
 
 
-def linear_gelu(kind: str | None, constant_scale: Array | float = 1.0, at: Array | None = None) -> tuple[Edit, Edit]:
+def linear_gelu(
+    kind: str | None, activation: str, constant_scale: Array | float = 1.0, at: Array | None = None
+) -> tuple[Edit, Edit]:
     """Edits of an MLP's `hook_pre` and `hook_post`: the first remembers, within one trace, what the second needs."""
     seen: list[Array] = []
 
@@ -93,7 +97,7 @@ def linear_gelu(kind: str | None, constant_scale: Array | float = 1.0, at: Array
 
     def after(value: Array) -> Array:
         u = seen.pop()
-        slope, constant = jax.lax.stop_gradient(gelu_line(u if at is None else at, kind))
+        slope, constant = jax.lax.stop_gradient(gelu_line(u if at is None else at, kind, activation))
         return slope * u + constant_scale * constant
 
     return before, after

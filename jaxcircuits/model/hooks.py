@@ -16,6 +16,7 @@ from jaxcircuits.errors import InputError
 Edits = Mapping[str, Array | Callable[[Array], Array]]
 """Hook name to its new value, or to a function from the value that arrives to the new one."""
 
+_ROTARY = ("attn.hook_rot_q", "attn.hook_rot_k")
 _BLOCK_HOOKS = (
     "hook_resid_pre",
     "ln1.hook_scale",
@@ -23,6 +24,7 @@ _BLOCK_HOOKS = (
     "attn.hook_q",
     "attn.hook_k",
     "attn.hook_v",
+    *_ROTARY,
     "attn.hook_attn_scores",
     "attn.hook_pattern",
     "attn.hook_z",
@@ -39,9 +41,15 @@ _BLOCK_HOOKS = (
 
 
 def hook_names(cfg: ModelConfig) -> tuple[str, ...]:
-    """Every hook point of a model, in the order the forward pass computes them."""
-    blocks = (f"blocks.{layer}.{name}" for layer in range(cfg.n_layers) for name in _BLOCK_HOOKS)
-    return ("hook_embed", "hook_pos_embed", *blocks, "ln_final.hook_scale", "ln_final.hook_normalized")
+    """Every hook point of a model, in the order the forward pass computes them.
+
+    Where residuals are parallel, the MLP's come after the attention's though they do not depend on them.
+    """
+    embeds = ("hook_embed",) if cfg.rotary else ("hook_embed", "hook_pos_embed")
+    absent = {*(() if cfg.rotary else _ROTARY), *(("hook_resid_mid",) if cfg.parallel_residual else ())}
+    names = [name for name in _BLOCK_HOOKS if name not in absent]
+    blocks = (f"blocks.{layer}.{name}" for layer in range(cfg.n_layers) for name in names)
+    return (*embeds, *blocks, "ln_final.hook_scale", "ln_final.hook_normalized")
 
 
 def check_hook(cfg: ModelConfig, name: str) -> str:
@@ -78,6 +86,8 @@ _WIDTHS: dict[str, Callable[[ModelConfig], int]] = {
     "hook_q": lambda cfg: cfg.n_heads * cfg.d_head,
     "hook_k": lambda cfg: cfg.n_heads * cfg.d_head,
     "hook_v": lambda cfg: cfg.n_heads * cfg.d_head,
+    "hook_rot_q": lambda cfg: cfg.n_heads * cfg.d_head,
+    "hook_rot_k": lambda cfg: cfg.n_heads * cfg.d_head,
     "hook_z": lambda cfg: cfg.n_heads * cfg.d_head,
 }
 
@@ -97,7 +107,7 @@ def hook_width(cfg: ModelConfig, name: str) -> int:
     return _WIDTHS[kind](cfg)
 
 
-_PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z")
+_PER_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k")
 
 
 def side_by_side(name: str, value: Float[Array, "..."]) -> Float[Array, "... width"]:

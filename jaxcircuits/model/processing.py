@@ -68,7 +68,8 @@ def center_writing_weights(params: ModelWeights) -> ModelWeights:
         )
         for b in params.blocks
     )
-    return params._replace(W_E=center(params.W_E), W_pos=center(params.W_pos), blocks=blocks)
+    W_pos = None if params.W_pos is None else center(params.W_pos)
+    return params._replace(W_E=center(params.W_E), W_pos=W_pos, blocks=blocks)
 
 
 def center_unembed(params: ModelWeights) -> ModelWeights:

@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.errors import InputError
+from jaxcircuits.model.activations import ACTIVATIONS
 from jaxcircuits.model.hooks import Edits, Hooks
+from jaxcircuits.model.rotary import Turns, turned, turns
 from jaxcircuits.types import AttentionWeights, MLPWeights, ModelWeights, NormWeights
 
 Hook = Callable[[str, Array], Array]
@@ -43,7 +45,7 @@ def forward(
     Raises:
         InputError: An unknown hook point, an edit that changes a shape, or more tokens than the context holds.
 
-    Source: GPT-Neo as in Hugging Face transformers 5.23; hook points as in TransformerLens 3.9.
+    Source: GPT-Neo, GPT-2 and GPT-NeoX as in Hugging Face transformers 5.24; hook points as in TransformerLens 3.9.
 
     >>> import jax.numpy as jnp
     >>> from jaxcircuits import forward, load_bundle
@@ -78,23 +80,26 @@ def run_blocks(
         tokens: Token ids.
         hook: What every named value passes through.
         q_pos: The tokens' positions.
-        k_pos: The positions of the keys that leave `attn.hook_k`: the same, or those of a cache.
+        k_pos: The positions of the keys that scores are of: the same, or those of a cache.
         logits_at: Indices of the tokens whose logits are computed, or `None`.
     """
-    embed = hook("hook_embed", params.W_E[tokens])
-    pos_embed = hook("hook_pos_embed", jnp.broadcast_to(params.W_pos[q_pos], embed.shape))
-    resid = embed + pos_embed
+    resid = hook("hook_embed", params.W_E[tokens])
+    if params.W_pos is not None:
+        resid = resid + hook("hook_pos_embed", jnp.broadcast_to(params.W_pos[q_pos], resid.shape))
+    by = turns(cfg, q_pos, resid.dtype)
     for layer, block in enumerate(params.blocks):
         if logits_at is None and hook.satisfied:
             return None
         name = f"blocks.{layer}"
-        resid = hook(f"{name}.hook_resid_pre", resid)
-        normed = layer_norm(resid, block.ln1, cfg.eps, hook, f"{name}.ln1")
+        before = hook(f"{name}.hook_resid_pre", resid)
+        normed = layer_norm(before, block.ln1, cfg.eps, hook, f"{name}.ln1")
         mask = causal_mask(q_pos, k_pos, cfg.window if cfg.attention[layer] == "local" else None)
-        attn_out = attention(normed, block.attn, mask, cfg.attention_scale, hook, f"{name}.attn")
-        resid = hook(f"{name}.hook_resid_mid", resid + hook(f"{name}.hook_attn_out", attn_out))
-        normed = layer_norm(resid, block.ln2, cfg.eps, hook, f"{name}.ln2")
-        mlp_out = mlp(normed, block.mlp, hook, f"{name}.mlp")
+        attn_out = attention(normed, block.attn, mask, cfg.attention_scale, by, hook, f"{name}.attn")
+        resid = before + hook(f"{name}.hook_attn_out", attn_out)
+        resid = resid if cfg.parallel_residual else hook(f"{name}.hook_resid_mid", resid)
+        read = before if cfg.parallel_residual else resid
+        normed = layer_norm(read, block.ln2, cfg.eps, hook, f"{name}.ln2")
+        mlp_out = mlp(normed, block.mlp, cfg.activation, hook, f"{name}.mlp")
         resid = hook(f"{name}.hook_resid_post", resid + hook(f"{name}.hook_mlp_out", mlp_out))
     if logits_at is None and hook.satisfied:
         return None
@@ -129,14 +134,18 @@ def attention(
     weights: AttentionWeights,
     mask: Bool[Array, "q_pos k_pos"],
     scale: float,
+    by: Turns | None,
     hook: Hook,
     name: str,
 ) -> Float[Array, "... pos d_model"]:
-    """Multi-head attention."""
+    """Multi-head attention; `by` is what queries and keys are turned by, where positions are rotary."""
     project = "... pos d_model, head d_model d_head -> ... pos head d_head"
     q = hook(f"{name}.hook_q", einsum(x, weights.W_Q, project) + weights.b_Q)
     k = hook(f"{name}.hook_k", einsum(x, weights.W_K, project) + weights.b_K)
     v = hook(f"{name}.hook_v", einsum(x, weights.W_V, project) + weights.b_V)
+    if by is not None:
+        by = Turns(*(part[:, None] for part in by))  # the same for every head
+        q, k = hook(f"{name}.hook_rot_q", turned(q, by)), hook(f"{name}.hook_rot_k", turned(k, by))
     scores = einsum(q, k, "... q_pos head d_head, ... k_pos head d_head -> ... head q_pos k_pos")
     scores = hook(f"{name}.hook_attn_scores", jnp.where(mask, scores * scale, -jnp.inf))
     pattern = hook(f"{name}.hook_pattern", jax.nn.softmax(scores, axis=-1))
@@ -152,8 +161,10 @@ def attention(
     return einsum(z, weights.W_O, "... head d_head, head d_head d_model -> ... d_model") + weights.b_O
 
 
-def mlp(x: Float[Array, "... d_model"], weights: MLPWeights, hook: Hook, name: str) -> Float[Array, "... d_model"]:
-    """Two linear maps around `gelu_new`, the tanh form of GELU."""
+def mlp(
+    x: Float[Array, "... d_model"], weights: MLPWeights, activation: str, hook: Hook, name: str
+) -> Float[Array, "... d_model"]:
+    """Two linear maps around an activation function."""
     pre = hook(f"{name}.hook_pre", einsum(x, weights.W_in, "... d_model, d_model d_mlp -> ... d_mlp") + weights.b_in)
-    post = hook(f"{name}.hook_post", jax.nn.gelu(pre, approximate=True))
+    post = hook(f"{name}.hook_post", ACTIVATIONS[activation].value(pre))
     return einsum(post, weights.W_out, "... d_mlp, d_mlp d_model -> ... d_model") + weights.b_out

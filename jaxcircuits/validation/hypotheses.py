@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -61,7 +60,9 @@ def hypotheses(setup: Setup) -> Iterator[Hypothesis]:
         yield config("attends globally in every layer", attention=("global",) * cfg.n_layers)
         swapped = tuple({"global": "local", "local": "global"}[kind] for kind in cfg.attention)
         yield config("has global and local layers swapped", attention=swapped)
-    yield Hypothesis("uses the exact GELU (erf), not its tanh form", "model", _with_edits(_exact_gelu))
+    if cfg.activation in _OTHER_GELU:
+        other, words = _OTHER_GELU[cfg.activation]
+        yield config(words, activation=other)
     yield Hypothesis("does not subtract the mean in its layer norms", "model", _with_edits(_uncentred_norms))
     for eps in EPSILONS:
         if eps != cfg.eps:
@@ -89,6 +90,10 @@ def hypotheses(setup: Setup) -> Iterator[Hypothesis]:
         yield Hypothesis(name, "study", _with_way(way))
 
 
+_OTHER_GELU = {
+    "gelu_new": ("gelu", "uses the exact GELU (erf), not its tanh form"),
+    "gelu": ("gelu_new", "uses the tanh form of GELU, not the exact one (erf)"),
+}
 _LEFT_OUT = {
     "center_writing_weights": "does not centre the weights that write to the residual stream",
     "fold_layer_norm": "does not fold the layer norms into the weights that read them",
@@ -124,23 +129,15 @@ def _flip_b_dec(which: tuple[int, ...]) -> Callable[[Setup], Setup]:
     return change
 
 
-def _exact_gelu(cfg: ModelConfig) -> Edits:
-    """The value after each GELU from the one before it, which passes by first."""
-    edits: dict[str, Callable[[Array], Array]] = {}
-    for layer in range(cfg.n_layers):
-        keep, passed = _kept()
-        edits[f"blocks.{layer}.mlp.hook_pre"] = keep
-        edits[f"blocks.{layer}.mlp.hook_post"] = lambda _, u=passed: jax.nn.gelu(u[-1], approximate=False)
-    return edits
-
-
 def _uncentred_norms(cfg: ModelConfig) -> Edits:
     """Each norm's scale and value from the residual stream before it, which passes by first."""
     edits: dict[str, Callable[[Array], Array]] = {}
     norms = [(f"blocks.{n}.hook_resid_pre", f"blocks.{n}.ln1") for n in range(cfg.n_layers)]
-    norms += [(f"blocks.{n}.hook_resid_mid", f"blocks.{n}.ln2") for n in range(cfg.n_layers)]
-    for stream, norm in [*norms, (f"blocks.{cfg.n_layers - 1}.hook_resid_post", "ln_final")]:
-        edits[stream], passed = _kept()
+    norms += [(f"blocks.{n}.{cfg.mlp_stream}", f"blocks.{n}.ln2") for n in range(cfg.n_layers)]
+    norms.append((f"blocks.{cfg.n_layers - 1}.hook_resid_post", "ln_final"))
+    kept = {stream: _kept() for stream, _ in norms}  # one for both norms, where residuals are parallel
+    for stream, norm in norms:
+        edits[stream], passed = kept[stream]
 
         def scale(_: Array, x: list[Array] = passed) -> Float[Array, "..."]:
             return jnp.sqrt((x[-1] ** 2).mean(-1, keepdims=True) + cfg.eps)

@@ -22,6 +22,9 @@ STEP_FLAGS = {
 }
 """TransformerLens' argument for each processing step."""
 
+BUFFERS = ("attn.mask", "attn.IGNORE", "attn.rotary_sin", "attn.rotary_cos")
+"""Endings of what a TransformerLens state dict holds besides weights."""
+
 
 def require_torch() -> tuple[Any, Any]:
     """`torch` and `transformer_lens`.
@@ -87,12 +90,17 @@ def transformer_lens_model(
         "eps": cfg.eps,
         "attn_types": list(cfg.attention),
         "window_size": cfg.window,
-        "act_fn": "gelu_new",
+        "act_fn": cfg.activation,
         "use_attn_scale": cfg.attention_scale != 1.0,
         "attn_scale": 1 / cfg.attention_scale,  # what TransformerLens divides by
         "use_local_attn": True,
         "scale_attn_by_inverse_layer_idx": False,
         "normalization_type": "LNPre" if folded else "LN",
+        "positional_embedding_type": "rotary" if cfg.rotary else "standard",
+        "rotary_dim": cfg.rotary_dim,
+        "rotary_base": cfg.rotary_base,
+        "rotary_adjacent_pairs": False,
+        "parallel_attn_mlp": cfg.parallel_residual,
         "original_architecture": "GPTNeoForCausalLM",
         "init_weights": False,
         "device": device,
@@ -105,7 +113,7 @@ def transformer_lens_model(
     if in_float64:
         missing, unknown = model.load_state_dict(processed_state(state, cfg, steps), strict=False)
         assert not unknown
-        assert all(name.endswith(("attn.mask", "attn.IGNORE")) for name in missing)
+        assert all(name.endswith(BUFFERS) for name in missing)
     else:
         model.load_and_process_state_dict(state, **{f: s in steps for s, f in STEP_FLAGS.items()})
     model.set_use_attn_result(attn_result)
@@ -130,7 +138,7 @@ def processed_state(state: dict[str, Any], cfg: ModelConfig, steps: Iterable[str
             w[W] = w[W] - w[W].mean(-2, keepdim=True)
         w = {name: value for name, value in w.items() if ".ln" not in name and not name.startswith("ln_final")}
     if "center_writing_weights" in done:
-        writers = ["embed.W_E", "pos_embed.W_pos"]
+        writers = ["embed.W_E", *(() if cfg.rotary else ("pos_embed.W_pos",))]
         writers += [f"{b}{x}" for b in blocks for x in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")]
         for name in writers:
             w[name] = w[name] - w[name].mean(-1, keepdim=True)
@@ -288,7 +296,9 @@ def hook_gradients(
 
     # So that there is a graph at all; of the weights that reach every hook but the embedding's, the smallest: each
     # backward pass fills it.
-    model.pos_embed.W_pos.requires_grad_(True)
+    rotary = model.cfg.positional_embedding_type == "rotary"
+    reaching = model.embed.W_E if rotary else model.pos_embed.W_pos
+    reaching.requires_grad_(True)
     try:
         forward_hooks = [(target.hook_name, read_hook), *splice_hooks(chosen, keep_first)]
         with model.hooks(fwd_hooks=forward_hooks, bwd_hooks=[(source.hook_name, catch_gradient)]):
@@ -296,7 +306,7 @@ def hook_gradients(
             for position, feature in targets:
                 values[0][position, feature].backward(retain_graph=True)
     finally:
-        model.pos_embed.W_pos.requires_grad_(False)
+        reaching.requires_grad_(False)
         model.zero_grad(set_to_none=True)
     shape = (0, values[0].shape[0], source.W_dec.shape[1])
     return np.stack(gradients) if gradients else np.zeros(shape, _numpy(values[0]).dtype)

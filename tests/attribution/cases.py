@@ -12,6 +12,10 @@ from jaxcircuits.attribution.edges import Columns
 from jaxcircuits.bundle import Bundle
 from tests.helpers import TOLERANCES, assert_close, random_tokens, tiny_bundle, tiny_config
 
+NEOX: dict[str, Any] = {
+    **{"positions": "rotary", "rotary_dim": 2, "rotary_base": 40.0, "parallel_residual": True, "activation": "gelu"},
+    **{"attention_scale": 0.5, "attention": ("global", "global"), "family": "gpt_neox"},
+}
 MODELS: dict[str, dict[str, Any]] = {
     "global then local": {},
     "local then global": {"attention": ("local", "global")},
@@ -19,6 +23,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "window 1": {"attention": ("global", "local"), "window": 1},
     "one head, untidy widths": {"n_heads": 1, "d_head": 7, "d_model": 10, "d_mlp": 9, "eps": 1e-2},
     "scaled scores, no BOS": {"attention_scale": 0.5, "bos_token_id": None},
+    "rotary, parallel": NEOX,
+    "rotary, one after the other": NEOX | {"parallel_residual": False, "rotary_dim": 4, "attention": ("local",) * 2},
+    "parallel, learned positions": {"parallel_residual": True, "activation": "relu"},
 }
 """Overrides of `tiny_config`."""
 

@@ -124,7 +124,7 @@ def test_attributed_as_by_the_definition(tmp_path: Path, hooks: tuple[str, str])
     ("change", "sentence"),
     [
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is not supported"),
-        ({"activation_function": "relu"}, "activation_function must be 'gelu_new', got 'relu'"),
+        ({"activation_function": "tanh"}, "activation_function must be one of gelu, .*, got 'tanh'"),
         ({"n_head": 5}, r"n_embd \(12\) must be a multiple of n_head \(5\)"),
         ({"rotary_dim": 4}, "'rotary_dim'"),
     ],

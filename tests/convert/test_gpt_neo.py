@@ -247,9 +247,12 @@ def test_weights_are_refused(neo: Path, case: str) -> None:
 
 CONFIGS: dict[str, tuple[Change, str]] = {
     "unknown field": (lambda c: c.update(rope_theta=1e4), r"the field 'rope_theta' \('10000.0'\) is not understood"),
-    "another activation": (lambda c: c.update(activation_function="relu"), "must be 'gelu_new', got 'relu'"),
-    "another family": (lambda c: c.update(model_type="opt"), "model_type must be gpt_neo or gpt2, got 'opt'"),
-    "no family": (lambda c: c.pop("model_type"), "model_type must be gpt_neo or gpt2, got None"),
+    "another activation": (lambda c: c.update(activation_function="tanh"), "must be one of gelu, .*, got 'tanh'"),
+    "another family": (
+        lambda c: c.update(model_type="opt"),
+        "model_type must be one of gpt_neo, gpt2, gpt_neox, got 'opt'",
+    ),
+    "no family": (lambda c: c.pop("model_type"), "model_type must be one of gpt_neo, gpt2, gpt_neox, got None"),
     "cross attention": (lambda c: c.update(add_cross_attention=True), "'add_cross_attention' .* not understood"),
     "missing size": (lambda c: c.pop("hidden_size"), "the field 'hidden_size' is missing"),
     "text for a number": (lambda c: c.update(num_layers="2"), "num_layers must be a positive integer, got '2'"),

@@ -20,6 +20,7 @@ from tests.helpers import assert_close
 
 torch = pytest.importorskip("torch")
 from tests.convert.foreign import hugging_face  # noqa: E402
+from tests.convert.test_gpt_neox import converted, neox  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -161,6 +162,36 @@ def test_processing_that_agrees_with_all(neo: Any, tmp_path: Path) -> None:
             InputError, match="with the step center_writing_weights, .*make two bundles|without the step"
         ):
             processing(*names, out="both", model=start)
+
+
+@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "one after the other"])
+def test_modules_of_gpt_neox(parallel: bool, tmp_path: Path) -> None:
+    model = neox(use_parallel_residual=parallel)
+    bundle = converted(model, tmp_path, processed=False)
+    seen: dict[str, tuple[Any, Any]] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, args, kwargs, out: seen.update(
+            {name: ((*args, kwargs.get("hidden_states"))[0], out[0] if isinstance(out, tuple) else out)}
+        )
+
+    for name, module in model.named_modules():
+        if name.startswith("gpt_neox.layers.1") or name == "gpt_neox.embed_in":
+            module.register_forward_hook(keep(name), with_kwargs=True)
+    model(torch.tensor(TOKENS)[None])
+    compared = []
+    for name, values in seen.items():
+        for hook, value in zip(module_hooks(name), values, strict=True):
+            if hook is not None:
+                expected = value.reshape(len(TOKENS), -1)
+                assert_close(_normed(_value(bundle, hook), hook, bundle), expected, "oracle", f"{name}: {hook}")
+                compared.append((name.removeprefix("gpt_neox.layers.1"), hook.removeprefix("blocks.1.")))
+    assert ("", "hook_resid_post") in compared and ("gpt_neox.embed_in", "hook_embed") in compared
+    assert (".attention.dense", "attn.hook_z") in compared and (".mlp.act", "mlp.hook_post") in compared
+    assert len(compared) == 17
+    assert module_hooks("gpt_neox.layers.1.post_attention_layernorm") == (None, None), (
+        "which stream depends on the config"
+    )
 
 
 def test_paths_of_other_models() -> None:

@@ -141,7 +141,7 @@ def test_a_change_of_an_embedding_does_what_edges_say(derivative: str, plain_cas
     held: dict[str, Any] = {n: acts[n] for n in patterns} if derivative == "frozen" else {}
 
     def line(name):
-        slope, constant = gelu_line(acts[name], "tangent")
+        slope, constant = gelu_line(acts[name], "tangent", bundle.cfg.activation)
         seen = []
         return lambda u: seen.append(u) or u, lambda _: slope * seen.pop() + constant
 

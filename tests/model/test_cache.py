@@ -7,37 +7,48 @@ import pytest
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import empty_cache, forward, forward_cached, hook_names
-from tests.helpers import assert_close, random_params, random_tokens, tiny_config
+from tests.helpers import assert_close, neox_config, random_params, random_tokens, tiny_config
 
 CFG = tiny_config(n_layers=3)
-PER_TOKEN = [name for name in hook_names(CFG) if not name.endswith(("scores", "pattern"))]
+NEOX = neox_config()
+ROTARY = neox_config(parallel_residual=False, rotary_dim=4, attention=("local", "global"))
 
 
-@pytest.mark.parametrize("parts", [(1,) * 16, (5, 1, 1, 9), (16,)])
-def test_logits_and_activations_equal_those_of_one_pass(parts, x64):
+@pytest.mark.parametrize(
+    ("cfg", "parts"),
+    [(CFG, (1,) * 16), (CFG, (5, 1, 1, 9)), (CFG, (16,)), (NEOX, (5, 1, 1, 9)), (ROTARY, (1, 6, 9))],
+    ids=["token by token", "parts", "at once", "rotary, parallel", "rotary, local"],
+)
+def test_logits_and_activations_equal_those_of_one_pass(cfg, parts, x64):
     """In float64; behind a window of 4 keys, with room left over, for a batch."""
-    params, tokens = random_params(CFG, 1, jnp.float64), random_tokens(CFG, 2, 16)
-    cache = empty_cache(CFG, (2,), 16, jnp.float64)
-    step = jax.jit(lambda new, cache: forward_cached(params, CFG, new, cache, taps=PER_TOKEN))
+    per_token = [name for name in hook_names(cfg) if not name.endswith(("scores", "pattern"))]
+    params, tokens = random_params(cfg, 1, jnp.float64), random_tokens(cfg, 2, 16)
+    cache = empty_cache(cfg, (2,), 16, jnp.float64)
+    step = jax.jit(lambda new, cache: forward_cached(params, cfg, new, cache, taps=per_token))
     found, start = [], 0
     for part in parts:
         logits, acts, cache = step(tokens[:, start : start + part], cache)
         found.append({"logits": logits, **acts})
         start += part
-    logits, acts = forward(params, CFG, tokens, taps=PER_TOKEN)
+    logits, acts = forward(params, cfg, tokens, taps=per_token)
     for name, expected in {"logits": logits, **acts}.items():
         # A cached pass hands on all keys and values; the tap sees the new ones.
         assert_close(jnp.concatenate([f[name] for f in found], 1), expected, "methods", name)
     assert int(cache.length) == 16
 
 
-def test_edits_reach_the_keys_that_later_passes_see():
-    params, tokens = random_params(CFG, 1), random_tokens(CFG, 12)
-    edits = {"blocks.0.attn.hook_k": lambda k: 1.5 * k, "blocks.1.mlp.hook_post": lambda x: x + 0.1}
-    expected, _ = forward(params, CFG, tokens, edits=edits)
-    cache, rows = empty_cache(CFG, (), 14), []
+@pytest.mark.parametrize(
+    ("cfg", "key"),
+    [(CFG, "hook_k"), (NEOX, "hook_k"), (NEOX, "hook_rot_k")],
+    ids=["learned", "rotary", "rotary, once turned"],
+)
+def test_edits_reach_the_keys_that_later_passes_see(cfg, key):
+    params, tokens = random_params(cfg, 1), random_tokens(cfg, 12)
+    edits = {f"blocks.0.attn.{key}": lambda k: 1.5 * k + 0.1, "blocks.1.mlp.hook_post": lambda x: x + 0.1}
+    expected, _ = forward(params, cfg, tokens, edits=edits)
+    cache, rows = empty_cache(cfg, (), 14), []
     for part in (tokens[:7], tokens[7:8], tokens[8:]):
-        logits, _, cache = forward_cached(params, CFG, part, cache, edits=edits)
+        logits, _, cache = forward_cached(params, cfg, part, cache, edits=edits)
         rows.append(logits)
     assert_close(jnp.concatenate(rows), expected, "methods")
 

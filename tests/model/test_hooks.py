@@ -2,14 +2,17 @@
 
 import pytest
 
+from jaxcircuits.config import ModelConfig
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward, hook_names, hook_width, precedes
-from tests.helpers import random_params, random_tokens, tiny_config
+from tests.helpers import neox_config, random_params, random_tokens, tiny_config
+
+CONFIGS = [tiny_config(n_layers=1), tiny_config(n_layers=3), neox_config(), neox_config(parallel_residual=False)]
+each_config = pytest.mark.parametrize("cfg", CONFIGS, ids=["1", "3", "rotary, parallel", "rotary"])
 
 
-@pytest.mark.parametrize("n_layers", [1, 3])
-def test_names_are_listed_in_the_order_of_computation(n_layers: int) -> None:
-    cfg = tiny_config(n_layers=n_layers)
+@each_config
+def test_names_are_listed_in_the_order_of_computation(cfg: ModelConfig) -> None:
     _, acts = forward(random_params(cfg), cfg, random_tokens(cfg, 5), taps=reversed(hook_names(cfg)))
     assert tuple(acts) == hook_names(cfg)
 
@@ -22,8 +25,8 @@ def test_precedes_follows_that_order() -> None:
             assert precedes(cfg, first, second) == (i < j)
 
 
-def test_width_is_that_of_the_value() -> None:
-    cfg = tiny_config()
+@each_config
+def test_width_is_that_of_the_value(cfg: ModelConfig) -> None:
     _, acts = forward(random_params(cfg), cfg, random_tokens(cfg, 6), taps=hook_names(cfg))
     for name, value in acts.items():
         if name.endswith(("scale", "attn_scores", "pattern", "result")):

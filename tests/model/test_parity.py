@@ -7,11 +7,15 @@ import pytest
 
 from jaxcircuits.config import PROCESSING_STEPS, ModelConfig
 from jaxcircuits.model import forward, hook_names, process_weights
-from tests.helpers import assert_close, random_params, random_tokens, tiny_config
+from tests.helpers import assert_close, neox_config, random_params, random_tokens, tiny_config
 from tests.oracle import STEP_FLAGS, assert_same_weights, hugging_face_model, oracle_cache, transformer_lens_model
 
 pytestmark = pytest.mark.torch
 
+NEOX = {
+    name: getattr(neox_config(), name)
+    for name in ("positions", "rotary_dim", "parallel_residual", "activation", "attention", "attention_scale", "family")
+}
 SHAPES: dict[str, tuple[dict, tuple[int, ...]]] = {
     "past the window, up to n_ctx": ({}, (2, 16)),
     "within the window": ({}, (1, 4)),
@@ -24,7 +28,18 @@ SHAPES: dict[str, tuple[dict, tuple[int, ...]]] = {
     "window n_ctx - 1": ({"attention": ("global", "local"), "window": 15}, (1, 16)),
     "five heads, not d_model wide": ({"n_heads": 5, "d_head": 3, "d_model": 10, "eps": 1e-3}, (2, 13)),
     "no BOS, d_mlp below d_model": ({"bos_token_id": None, "d_mlp": 6}, (3, 7)),
+    "rotary, parallel": (NEOX, (2, 16)),
+    "rotary, one after the other, a local layer": (
+        NEOX | {"parallel_residual": False, "rotary_dim": 4, "rotary_base": 37, "attention": ("local", "global")},
+        (2, 13),
+    ),
+    "rotary, five heads": (
+        NEOX | {"n_heads": 5, "d_head": 6, "d_model": 10, "rotary_dim": 4, "eps": 1e-2, "activation": "silu"},
+        (2, 9),
+    ),
+    "parallel, learned positions": ({"parallel_residual": True, "activation": "relu"}, (2, 9)),
 }
+NEOX_CASES = [name for name in SHAPES if name.startswith(("rotary", "parallel"))]
 cases = pytest.mark.parametrize("name", list(SHAPES))
 
 
@@ -71,8 +86,18 @@ def test_processed_float32(name: str) -> None:
     compare(process_weights(params, PROCESSING_STEPS), cfg, tokens, model)
 
 
+@pytest.mark.parametrize("name", NEOX_CASES)
+def test_processed_float64(name: str, x64: None) -> None:
+    cfg, tokens, seed = _case(name)
+    params = random_params(cfg, seed, jnp.float64)
+    model = transformer_lens_model(cfg, params, dtype="float64")
+    compare(process_weights(params, PROCESSING_STEPS), cfg, tokens, model)
+
+
 @pytest.mark.parametrize("steps", [PROCESSING_STEPS[:n] for n in range(1, 5)], ids=lambda s: s[-1])
-@pytest.mark.parametrize("name", ["past the window, up to n_ctx", "three layers, window 2", "window n_ctx, tied"])
+@pytest.mark.parametrize(
+    "name", ["past the window, up to n_ctx", "three layers, window 2", "window n_ctx, tied", "rotary, parallel"]
+)
 def test_processed_weights_key_by_key(name: str, steps: tuple[str, ...]) -> None:
     cfg, _, seed = _case(name)
     params = random_params(cfg, seed)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxcircuits.config import PROCESSING_STEPS
+from jaxcircuits.config import PROCESSING_STEPS, ModelConfig
 from jaxcircuits.model import forward, process_weights
-from tests.helpers import assert_close, random_params, random_tokens, tiny_config
+from tests.helpers import assert_close, neox_config, random_params, random_tokens, tiny_config
 
 SEQUENCES = [
     *[PROCESSING_STEPS[:n] for n in range(1, 5)],
@@ -16,9 +16,12 @@ SEQUENCES = [
 
 
 @pytest.mark.parametrize("steps", SEQUENCES, ids=lambda steps: "+".join(steps) if len(steps) < 5 else "twice")
-@pytest.mark.parametrize("attention", [("global", "local"), ("local", "global", "local")], ids="-".join)
-def test_log_probs_and_hook_post_are_unchanged(steps: tuple[str, ...], attention: tuple[str, ...], x64: None) -> None:
-    cfg = tiny_config(attention=attention)
+@pytest.mark.parametrize(
+    "cfg",
+    [tiny_config(), tiny_config(attention=("local", "global", "local")), neox_config()],
+    ids=["global-local", "local-global-local", "rotary, parallel"],
+)
+def test_log_probs_and_hook_post_are_unchanged(steps: tuple[str, ...], cfg: ModelConfig, x64: None) -> None:
     params = random_params(cfg, 1, jnp.float64)
     tokens = random_tokens(cfg, 2, 16)
     taps = [f"blocks.{layer}.mlp.hook_post" for layer in range(cfg.n_layers)]
