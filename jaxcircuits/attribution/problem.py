@@ -191,9 +191,9 @@ class Problem:
         first = names.index(entry.hook) + entry.after_edits
         if not all(first <= names.index(hook) <= last for hook in self.held):
             return None
-        if end[0] == entry.block and not self.held:
-            return "adjacent"
-        return None if end[1] in ATTENTION_ENDS else "between"
+        if entry.middle and end[0] == entry.block and end[1] in ATTENTION_ENDS:
+            return None  # from the heads to what they write: not through the stream
+        return "adjacent" if end[0] == entry.block and not entry.middle and not self.held else "between"
 
     @property
     def adjacent_mlps(self) -> bool:
