@@ -118,7 +118,7 @@ class Engine:
         way = problem.closed_form
         if way == "between" and settings.parts != "none":
             way = None
-        if settings.complete and way == "adjacent" and problem.target_place in ATTENTION_ENDS:
+        if settings.complete and way is not None and problem.target_place in ATTENTION_ENDS:
             way = None  # its remainder is of the stream after attention
         if settings.parts == "heads" and (way is None or settings.method == "reference"):
             raise InputError(

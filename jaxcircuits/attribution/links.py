@@ -154,9 +154,8 @@ def through_attention(
         scores = einsum(z, moved, "head q target d, head q k d -> head q target k")
         key = einsum(scores, segment.q, "head q target k, q head d -> head k target d")
         read += [cut(problem, number, "attn.hook_q", query), cut(problem, number, "attn.hook_k", key)]
-    both = jnp.concatenate(read, -1)
-    W = jnp.concatenate(list(link.W_heads[: len(read)]), 1)
-    normed = einsum(both, W, "head pos target d, head d d_model -> pos target d_model")
+    to_stream = "head pos target d, head d d_model -> pos target d_model"
+    normed = sum(einsum(x, W, to_stream) for x, W in zip(read, link.W_heads, strict=False))
     return _to_stream(problem, link, NormState(*(x[:, None] for x in segment.norm1)), normed, g)
 
 

@@ -244,12 +244,12 @@ def resolve(bundle: Bundle, settings: Settings) -> Pair:
         splice_bos=settings.splice_bos,
         target_quantity=settings.target_quantity,
         gelu=settings.gelu if settings.derivative == "frozen" else None,
-        held=_between(bundle, first, second) if settings.through == "direct" else (),
+        held=hooks_between(bundle, first, second) if settings.through == "direct" else (),
     )
     return Pair(source, target, bundle.saes[source], bundle.saes[target], problem)
 
 
-def _between(bundle: Bundle, first: str, second: str) -> tuple[str, ...]:
+def hooks_between(bundle: Bundle, first: str, second: str) -> tuple[str, ...]:
     """Hooks of other SAEs that lie between two hooks."""
     hooks = {sae.cfg.hook_written for sae in bundle.saes.values()}
     inside = [h for h in hooks if precedes(bundle.cfg, first, h) and precedes(bundle.cfg, h, second)]
