@@ -27,58 +27,55 @@ from jaxcircuits.attribution import Settings
 from jaxcircuits.attribution.links import blocks_between
 from jaxcircuits.model import forward
 
-SAMPLE = 8
+SAMPLE = 16
 """The slow contenders are timed on every such target, and compared with the definition in float64 on these."""
 
-GROUPS = {"same": "layers between, same position", "all": "layers between, all positions"}
+GROUP = "layers between"
+SAME, ALL = f"{STRUCTURED}, same position", f"{STRUCTURED}, all positions"
 
 
 def depth_rows(case: Case, repeats: int, torch_too: bool, precision: str) -> tuple[list[Row], dict[str, float]]:
-    """Rows of attribution alone, and how far each contender's edges are from the definition's."""
-    rows: list[Row] = []
-    agreement: dict[str, float] = {}
-    for positions in GROUPS:
-        found, compared = _rows(case, positions, repeats, torch_too, precision)
-        rows += found
-        agreement |= {f"{name}, {positions} position{'s' * (positions == 'all')}": x for name, x in compared.items()}
-    return rows, agreement
+    """Rows of attribution alone, and how far each contender's edges are from the definition's.
 
-
-def _rows(
-    case: Case, positions: str, repeats: int, torch_too: bool, precision: str
-) -> tuple[list[Row], dict[str, float]]:
-    ours = Attribution(case, case.story, Settings(positions=positions, precision=precision))
-    plain = Attribution(case, case.story, Settings(positions=positions, precision=precision, method="reference"))
-    some = ours.targets[::SAMPLE]
-    sampled = Sampled(case, plain, some)
-    torch_run = torch_edges = None
+    The slow contenders compute all positions: for the own position alone they take the same passes.
+    """
+    ours = {
+        name: Attribution(case, case.story, Settings(positions=positions, precision=precision))
+        for name, positions in ((SAME, "same"), (ALL, "all"))
+    }
+    settings = Settings(positions="all", precision=precision, method="reference")
+    some = ours[ALL].targets[::SAMPLE]
+    sampled, plain = Attribution(case, case.story, settings, some), Attribution(case, case.story, settings)
+    contenders: dict[str, Callable[[], Any]] = {}
+    slow = {VMAP: sampled.edges()}
     if torch_too:
-        torch_run, torch_edges = _torch(case, ours, some, positions)
-    exact = definition(case, case.story, some, positions)
-    numbers = ours.edges()
-    agreement = {f"{STRUCTURED}, every {SAMPLE}th target": difference({t: numbers[t] for t in some}, exact)}
-    agreement[f"{VMAP}, every {SAMPLE}th target"] = difference(sampled.edges(), exact)
-    if torch_run is not None and torch_edges is not None:
-        agreement[f"{PLAIN}, every {SAMPLE}th target"] = difference(torch_edges(torch_run()), exact)
+        contenders[PLAIN], by_target = _torch(case, ours[ALL], some)
+        slow[PLAIN] = by_target(contenders[PLAIN]())
+    exact, fast = definition(case, case.story, some, "all"), {name: way.edges() for name, way in ours.items()}
+    agreement = {f"{name}, every {SAMPLE}th target": difference(found, exact) for name, found in slow.items()}
+    for name, found in fast.items():
+        expected = _own(exact) if name == SAME else exact
+        agreement[f"{name}, every {SAMPLE}th target"] = difference({t: found[t] for t in some}, expected)
     # float32 on both sides: all edges, with the noise of both.
-    agreement[f"{STRUCTURED} against {VMAP}, all targets"] = difference(numbers, plain.edges())
+    every = plain.edges()
+    for name, found in fast.items():
+        agreement[f"{name}, against {VMAP} for all targets"] = difference(found, _own(every) if name == SAME else every)
 
-    contenders: dict[str, Callable[[], Any]] = {} if torch_run is None else {PLAIN: torch_run}
-    contenders |= {VMAP: sampled.run, STRUCTURED: ours.runner(ours.shape)}
-    samples = interleaved(contenders, repeats)
+    contenders |= {VMAP: sampled.runner(sampled.shape)} | {name: way.runner(way.shape) for name, way in ours.items()}
+    scale = ours[ALL].n_targets / len(some)
+    flops = depth_flops(case, ours[ALL])
     rows = []
-    for name, times in samples.items():
-        scale = 1.0 if name == STRUCTURED else ours.n_targets / len(some)
-        rows.append(Row(GROUPS[positions], name, [scale * t for t in times]))
-        rows[-1].note = f"every {SAMPLE}th of {ours.n_targets} targets timed, times {scale:.3g}"
-    against = rows[0].median
-    for row in rows:
-        row.ratio = against / row.median
-    rows[-1].note = _how(ours)
-    flops = depth_flops(case, ours, positions)
-    for row in rows:
-        row.more = {"TFLOP": flops[row.what] / 1e12, "GFLOP/s": flops[row.what] / row.median / 1e9}
+    for name, times in interleaved(contenders, repeats).items():
+        note = _how(ours[name]) if name in ours else f"{len(some)} of {ours[ALL].n_targets} targets timed"
+        rows.append(Row(GROUP, name, [t * (1 if name in ours else scale) for t in times], note=note))
+        rows[-1].ratio = rows[0].median / rows[-1].median
+        rows[-1].more = {"TFLOP": flops[name] / 1e12, "GFLOP/s": flops[name] / rows[-1].median / 1e9}
     return rows, agreement
+
+
+def _own(edges: Edges) -> Edges:
+    """Those at the targets' own positions."""
+    return {target: found[found[:, 0] == target[0]] for target, found in edges.items()}
 
 
 def _how(ours: Attribution) -> str:
@@ -90,22 +87,7 @@ def _how(ours: Attribution) -> str:
     return f"{how}, {shape.direction}, {mlps}, {shape.passes_at_once} passes at a time"
 
 
-class Sampled:
-    """`vmap(grad)` of some targets."""
-
-    def __init__(self, case: Case, plain: Attribution, targets: list[tuple[int, int]]) -> None:
-        self.way = Attribution(case, case.story, plain.engine.settings, targets)
-
-    def run(self) -> Any:
-        """What is timed."""
-        return self.way.runner(self.way.shape)()
-
-    def edges(self) -> Edges:
-        """What it computes."""
-        return self.way.edges()
-
-
-def _torch(case: Case, ours: Attribution, targets: list[tuple[int, int]], positions: str):
+def _torch(case: Case, ours: Attribution, targets: list[tuple[int, int]]):
     """PyTorch's way on some targets, and its result by target."""
     import torch_between
 
@@ -124,30 +106,27 @@ def _torch(case: Case, ours: Attribution, targets: list[tuple[int, int]], positi
         (ours.engine.pair.source, ours.engine.pair.target),
         sources,
     )
-    run = torch_between.batched_vjps(given, targets, all_positions=positions == "all")
+    run = torch_between.batched_vjps(given, targets)
 
     def edges(found: np.ndarray) -> Edges:
         listed = {}
         for (pos, feature), values in zip(targets, found, strict=True):
-            at = range(pos + 1) if positions == "all" else (pos,)
-            by_pos = values if positions == "all" else {pos: values}
-            parts = [np.stack([np.full(len(sources[t]), t), sources[t], by_pos[t][: len(sources[t])]], 1) for t in at]
-            listed[pos, feature] = np.concatenate(parts)
+            seen = ((t, sources[t], values[t][: len(sources[t])]) for t in range(pos + 1))
+            listed[pos, feature] = np.concatenate([np.stack([np.full(len(f), t), f, v], 1) for t, f, v in seen])
         return listed
 
     return run, edges
 
 
-def depth_flops(case: Case, ours: Attribution, positions: str) -> dict[str, float]:
-    """By the formulas above."""
+def depth_flops(case: Case, ours: Attribution) -> dict[str, float]:
+    """By the formulas above; `ours` is structured, of all positions."""
     cfg, problem, L, T = case.bundle.cfg, ours.engine.problem, ours.length, ours.n_targets
     d, m, a, between = cfg.d_model, cfg.d_mlp, cfg.n_heads * cfg.d_head, len(blocks_between(problem))
     plain = T * L * (between + 1) * (8.0 * d * a + 4 * d * m + 8 * L * a)
     own = T * (8.0 * d * a + 4 * d * m)
-    if positions == "same":
-        return {PLAIN: plain, VMAP: plain, STRUCTURED: (between + 1) * (own + T * 4 * L * a)}
     visits = float(sum(pos + 1 for pos, _ in ours.targets))
     mlp = 2 * d * d if ours.shape.collapse else 4 * d * m
     passes = visits * between * (8.0 * d * a + mlp + 8 * L * a)
     matrices = L * between * 2.0 * d * d * m if ours.shape.collapse else 0
-    return {PLAIN: plain, VMAP: plain, STRUCTURED: passes + matrices + own + visits * 4 * cfg.n_heads * d}
+    through = passes + matrices + own + visits * 4 * cfg.n_heads * d
+    return {PLAIN: plain, VMAP: plain, SAME: (between + 1) * (own + T * 4 * L * a), ALL: through}

@@ -46,10 +46,10 @@ from jaxcircuits.attribution.structured import Pulled
 from jaxcircuits.attribution.task import Shape
 
 WINDOWS = 8
-"""Windows of positions that passes are sorted into, where there is much to do: each is compiled."""
+"""Windows of positions that passes are sorted into, at most; each is compiled."""
 
-MUCH = 2**36
-"""Multiplications of a chunk from which on windows pay."""
+WORTH_A_WINDOW = 2**36
+"""Multiplications of a chunk for each of them: seconds, as long as compiling one takes."""
 
 
 def direction_of(problem: Problem, targets: int, sources: int) -> str:
@@ -112,7 +112,7 @@ def derivatives_between(
 
 def _ends(way: Way, passes: int, length: int) -> list[int]:
     """Where windows end, ascending."""
-    n = WINDOWS if multiplications(way.problem, passes, length) > MUCH else 1
+    n = max(1, int(min(WINDOWS, multiplications(way.problem, passes, length) / WORTH_A_WINDOW)))
     return sorted({-(-length * (i + 1) // n) for i in range(n)})
 
 

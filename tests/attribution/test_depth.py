@@ -98,7 +98,7 @@ def test_every_way_through_layers(
     derivative: str, direction: str, collapse: bool, monkeypatch: pytest.MonkeyPatch, x64: None
 ) -> None:
     """Windows of positions, few passes at a time, either direction: the definition's numbers, held hooks included."""
-    monkeypatch.setattr(between, "MUCH", 0)
+    monkeypatch.setattr(between, "WORTH_A_WINDOW", 1)
     cfg = gpt2(n_ctx=20)
     hooks = {"first": "blocks.0.hook_mlp_out", "held": "blocks.1.hook_attn_out", "last": "blocks.3.mlp.hook_post"}
     saes = {name: tiny_sae(cfg, hook, 24, dtype=jnp.float64) for name, hook in hooks.items()}
