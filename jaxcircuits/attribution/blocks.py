@@ -35,7 +35,7 @@ class Segment(NamedTuple):
     norm2: NormState | None  # what lies behind the hook is not there
     gelu_slope: Float[Array, "pos d_mlp"] | None
     gelu_constant: Float[Array, "pos d_mlp"] | None
-    arriving: Float[Array, "pos d_in"] | None  # at the target hook; `None` for a block between
+    arriving: Float[Array, "pos d_in"]  # at the hook
 
 
 def names_read(block: int, place: str) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def names_read(block: int, place: str) -> tuple[str, ...]:
 
 
 def segment_at(
-    acts: Mapping[str, Array], block: int, place: str, gelu: str | None, arriving: Float[Array, "pos d_in"] | None
+    acts: Mapping[str, Array], block: int, place: str, gelu: str | None, arriving: Float[Array, "pos d_in"]
 ) -> Segment:
     """The segment up to some place of a block, from the values of `names_read`."""
     names = names_read(block, place)
