@@ -15,8 +15,6 @@ The passes cost far more than the pairs, so the cheaper way is the one of which 
    It costs as much as `d_mlp` passes and saves `2 d_mlp / d_model - 1` of the MLP's cost in each (`collapses`).
 3. A target's own attention adds `2 heads` vectors to the positions it looks at, one through values and one through keys
    for each head: no product with a weight at every position.
-4. Derivatives of a softmax need no array of its size where the query is pulled: `sum_k a (v - z) k^T` is a matrix
-   `[d_head, d_head]` a position and head.
 """
 
 from functools import partial

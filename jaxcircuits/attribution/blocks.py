@@ -37,7 +37,7 @@ class Segment(NamedTuple):
     norm2: NormState | None  # what lies behind the hook is not there
     gelu_slope: Float[Array, "pos d_mlp"] | None
     gelu_constant: Float[Array, "pos d_mlp"] | None
-    arriving: Float[Array, "pos d_in"] | None  # at the target hook; `None` for a block between
+    arriving: Float[Array, "pos d_in"]  # at the hook
 
 
 def names_read(cfg: ModelConfig, block: int, place: str) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ def segment_at(
     block: int,
     place: str,
     gelu: str | None,
-    arriving: Float[Array, "pos d_in"] | None,
+    arriving: Float[Array, "pos d_in"],
 ) -> Segment:
     """The segment up to some place of a block, from the values of `names_read`."""
     at = {name.split(".", 2)[2]: acts[name] for name in names_read(cfg, block, place)}

@@ -114,6 +114,7 @@ def derivatives_at(
         parts = between[None]
         own = own_vectors(way, pulled, chunk.pos) if settings.complete else None
     if settings.complete:
+        assert own is not None
         remainder = structured_remainder(
             problem,
             params,

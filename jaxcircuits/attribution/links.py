@@ -67,11 +67,12 @@ def way_of(
     """Runs the blocks between and keeps what their linear maps read; `segment` is the target's block's."""
     numbers, entry = blocks_between(problem), problem.entry
     assert entry is not None
-    names = [name for number in numbers for name in names_read(problem.cfg, number, PLACE)]
+    names = [name for n in numbers for name in (*names_read(problem.cfg, n, PLACE), f"blocks.{n}.{PLACE}")]
     acts = target_side(problem, params, h, tokens, tuple(names))[1] if names else {}
 
     def link(number: int) -> Link:
-        weights, at = params.blocks[number], segment_at(problem.cfg, acts, number, PLACE, problem.gelu, None)
+        weights, arriving = params.blocks[number], acts[f"blocks.{number}.{PLACE}"]
+        at = segment_at(problem.cfg, acts, number, PLACE, problem.gelu, arriving)
         mlp = _collapsed(problem, number, weights, at) if collapse else None
         return Link(number, weights, heads_of(weights.attn), at, mlp)
 
@@ -147,15 +148,15 @@ def through_attention(
     read = [cut(problem, number, "attn.hook_v", value)]
     if not problem.frozen:
         out = einsum(pattern, segment.v, "head q k, k head d -> head q d")
-        moved = segment.v.transpose(1, 0, 2)[:, None] - out[:, :, None]  # [head, q, k, d_head]
-        moved = problem.cfg.attention_scale * pattern[..., None] * moved
-        to_query = einsum(moved, segment.k, "head q k d, k head e -> head q d e")
-        query = einsum(z, to_query, "head q target d, head q d e -> head q target e")
-        scores = einsum(z, moved, "head q target d, head q k d -> head q target k")
+        g_pattern = einsum(z, segment.v, "head q target d, k head d -> head q target k")
+        mean = einsum(z, out, "head q target d, head q d -> head q target")
+        scores = problem.cfg.attention_scale * pattern[:, :, None] * (g_pattern - mean[..., None])
+        query = einsum(scores, segment.k, "head q target k, k head d -> head q target d")
         key = einsum(scores, segment.q, "head q target k, q head d -> head k target d")
         read += [cut(problem, number, "attn.hook_q", query), cut(problem, number, "attn.hook_k", key)]
     to_stream = "head pos target d, head d d_model -> pos target d_model"
-    normed = sum(einsum(x, W, to_stream) for x, W in zip(read, link.W_heads, strict=False))
+    value, *others = (einsum(x, W, to_stream) for x, W in zip(read, link.W_heads, strict=False))
+    normed = sum(others, value)
     return _to_stream(problem, link, NormState(*(x[:, None] for x in segment.norm1)), normed, g)
 
 

@@ -271,9 +271,8 @@ def _between_numbers(shape: Shape, task: Task) -> int:
     if task.settings.positions != "all":
         return kept + shape.chunk * (8 * cfg.d_model + 3 * cfg.d_mlp)
     a_pass = L * (5 * cfg.d_model + 6 * width + 2 * heads * L + (0 if shape.collapse else 2 * cfg.d_mlp))
-    attention = 2 * width * L * (L + cfg.d_head)
     mlps = collapsed_numbers(problem, L) if shape.collapse else 0
-    return kept + attention + mlps + shape.passes_at_once * a_pass
+    return kept + mlps + shape.passes_at_once * a_pass
 
 
 def halved(shape: Shape) -> Shape:
