@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from jaxcircuits.attribution import Result, Settings, attribute
+from jaxcircuits.attribution import Result, Settings, attribute, attribute_pairs
 from jaxcircuits.bulk import Run, load_run
 from jaxcircuits.bundle import Bundle, check_bundle, load_bundle, load_sae, save_bundle
 from jaxcircuits.config import ModelConfig, SAEConfig
@@ -32,6 +32,7 @@ __all__ = [
     "Settings",
     "ablate",
     "attribute",
+    "attribute_pairs",
     "check_bundle",
     "decode",
     "describe_features",

@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py                          the original's shape and the shipped bundle
     python scripts/benchmark.py --shape original --brief   the main tables alone
+    python scripts/benchmark.py --shape gpt2 --repeats 1   two SAEs on GPT-2 small's residual stream, five layers apart
     python scripts/benchmark.py --shape tiny --quick     a smoke test
     python scripts/benchmark.py --json FILE --markdown FILE
 
@@ -28,6 +29,7 @@ from typing import Any
 import jax
 from benchmark_cases import CASES, Case
 from benchmark_corpus import CEILING, corpus_rows
+from benchmark_depth import depth_rows
 from benchmark_growth import compile_rows, growth_rows, program_rows, streamed_rows
 from benchmark_report import Section, describe, show, to_markdown
 from benchmark_rows import alone_rows, whole_rows
@@ -41,11 +43,16 @@ def measure(case: Case, precision: str, repeats: int, quick: bool, torch_too: bo
     Raises:
         SystemExit: A contender does not compute the definition.
     """
-    alone, agreement = alone_rows(case, repeats, quick, torch_too, precision)
+    if case.deep:
+        alone, agreement = depth_rows(case, repeats, torch_too, precision)
+    else:
+        alone, agreement = alone_rows(case, repeats, quick, torch_too, precision)
     if precision == "highest" and max(agreement.values()) > TOLERANCE:
         for name, value in agreement.items():
             print(f"{name}: {value:.2g}", file=sys.stderr)
         raise SystemExit("these edges are not the definition's in float64")
+    if case.deep:
+        return Section(case.name, precision, alone, agreement)
     rows = [*alone, *whole_rows(case, repeats, torch_too, precision, alone)]
     rows += corpus_rows(case, repeats, quick, precision)
     ceiling = max(row.more["GFLOP/s"] for row in rows if row.group == CEILING)

@@ -1,7 +1,8 @@
-"""What the benchmark runs on: random weights of the original's shape, the shipped bundle, and a tiny one."""
+"""What the benchmark runs on: random weights of the original's and of GPT-2 small's shape, the shipped bundle, and a
+tiny one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 
 import jax
@@ -12,6 +13,7 @@ from original_shape import original_shape_bundle, random_bundle, random_prompt
 from jaxcircuits import load_bundle, read_corpus
 from jaxcircuits.bundle import Bundle, shipped_bundle
 from jaxcircuits.config import ModelConfig
+from jaxcircuits.sae import SAE
 from jaxcircuits.types import ModelWeights
 
 
@@ -30,6 +32,7 @@ class Case:
         lengths: Of prompts, for growth.
         numbers: Of prompts, for growth.
         definitions: Edges of `story` (`"same"`) and `longer` (`"all"`) in float64, once they are known.
+        deep: Whether layers lie between the SAEs, which has rows of its own (`benchmark_depth`).
     """
 
     name: str
@@ -42,6 +45,7 @@ class Case:
     lengths: Sequence[int]
     numbers: Sequence[int]
     definitions: dict[str, Edges] = field(default_factory=dict)
+    deep: bool = False
 
     def prompt(self, length: int, seed: int = 0) -> np.ndarray:
         """Token ids of some length: random, or pieces of the shipped stories."""
@@ -99,7 +103,45 @@ def tiny(quick: bool) -> Case:
     return Case("tiny", bundle, unprocessed, story, longer, corpus, natural, (12, 24), (1, 2))
 
 
-CASES: dict[str, Callable[[bool], Case]] = {"original": original, "shipped": shipped, "tiny": tiny}
+def gpt2(quick: bool) -> Case:
+    """GPT-2 small's size with two SAEs of 24,576 features on the residual stream, five layers apart; 64 tokens.
+
+    Random weights, 40 features active at each position in both SAEs (TopK). The vocabulary is 5,000 instead of 50,257,
+    because no token is unembedded. Quick, a narrow model of as many layers.
+    """
+    cfg = ModelConfig(
+        n_layers=12,
+        d_model=24 if quick else 768,
+        n_heads=3 if quick else 12,
+        d_head=8 if quick else 64,
+        d_mlp=96 if quick else 3072,
+        d_vocab=100 if quick else 5000,
+        n_ctx=64,
+        attention=("global",) * 12,
+        window=64,
+        attention_scale=(8 if quick else 64) ** -0.5,
+        bos_token_id=0,
+        family="gpt2",
+    )
+    k = 4 if quick else 40
+    active = {f"blocks.{layer}.hook_resid_pre": float(k) for layer in (4, 9)}
+    bundle, unprocessed = random_bundle(cfg, 96 if quick else 24576, active=active)
+    # TopK, so that it is as many at each position: a random model's early positions are unlike its later ones.
+    saes = {
+        hook: SAE(sae.weights._replace(b_enc=0 * sae.weights.b_enc), replace(sae.cfg, activation="topk", k=k))
+        for hook, sae in bundle.saes.items()
+    }
+    bundle = replace(bundle, saes=saes)
+    story = random_prompt(cfg, 24 if quick else 64)
+    return Case("gpt2", bundle, unprocessed, story, story, (), (), (), (), deep=True)
+
+
+CASES: dict[str, Callable[[bool], Case]] = {
+    "original": original,
+    "shipped": shipped,
+    "gpt2": gpt2,
+    "tiny": tiny,
+}
 """By name; each takes whether the run is only a smoke test."""
 
 

@@ -33,17 +33,21 @@ SAMPLED = (2, 6)
 class Attribution:
     """Attribution of one prompt from given activations, by this package: a `Passed`, and one call a chunk of targets.
 
+    `targets` are some of them; by default all that are on.
+
     Sources, targets and the activations up to the target hook are given: the forward pass leaves them. The PyTorch
     contenders run from the source hook to the target hook themselves, for autodiff needs that; it is a small part.
     """
 
-    def __init__(self, case: Case, tokens: np.ndarray, settings: Settings) -> None:
+    def __init__(
+        self, case: Case, tokens: np.ndarray, settings: Settings, targets: list[tuple[int, int]] | None = None
+    ) -> None:
         self.engine = Engine(case.bundle, settings)
         self.length = len(tokens)
         self.precision = PRECISIONS[settings.precision]
-        planned = self.engine.make_plan([(0, tokens)]).shape(len(tokens))
+        planned = self.engine.make_plan([(0, tokens)], targets).shape(len(tokens))
         with jax.default_matmul_precision(self.precision):
-            self.given = self.engine._inputs([(0, tokens)], planned, None)
+            self.given = self.engine._inputs([(0, tokens)], planned, targets)
             self.passed = self._passed(planned)
         self.n_targets, self.n_sources = int(self.passed.targets.number[0]), int(self.passed.sources.number[0])
         self.planned = planned

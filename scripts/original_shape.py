@@ -1,5 +1,6 @@
-"""Random weights of the original's size, with about as many active features a position as the original has."""
+"""Random weights of some size, by default the original's, with about as many active features a position."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -45,8 +46,8 @@ def original_shape_bundle(seed: int = 0, *, d_vocab: int = 1000, d_sae: int = 16
     return random_bundle(original_shape_config(d_vocab), d_sae, seed)
 
 
-def random_bundle(cfg: ModelConfig, d_sae: int, seed: int = 0) -> OriginalShape:
-    """The same of another size.
+def random_bundle(cfg: ModelConfig, d_sae: int, seed: int = 0, active: Mapping[str, float] = ACTIVE) -> OriginalShape:
+    """The same of another size; SAEs of `d_sae` features on the hooks of `active`, so many of them on at a position.
 
     The arrays are JAX's, as `load_bundle` gives them: numpy arrays would be copied at every jitted call.
     On a CPU `np.asarray` of one copies nothing.
@@ -55,8 +56,8 @@ def random_bundle(cfg: ModelConfig, d_sae: int, seed: int = 0) -> OriginalShape:
     unprocessed = _random_params(cfg, rng)
     params = process_weights(unprocessed, cfg.processing)
     # The longest prompt there is, so that the biases fit every length.
-    _, acts = forward(params, cfg, jnp.asarray(random_prompt(cfg, cfg.n_ctx, seed)), taps=tuple(ACTIVE), logits_at=None)
-    saes = {hook: _random_sae(hook, acts[hook], d_sae, active, rng) for hook, active in ACTIVE.items()}
+    _, acts = forward(params, cfg, jnp.asarray(random_prompt(cfg, cfg.n_ctx, seed)), taps=tuple(active), logits_at=None)
+    saes = {hook: _random_sae(hook, acts[hook], d_sae, on, rng) for hook, on in active.items()}
     return OriginalShape(Bundle(cfg, params, saes), unprocessed)
 
 
@@ -76,7 +77,8 @@ def _random_params(cfg: ModelConfig, rng: np.random.Generator) -> ModelWeights:
 
     def block() -> BlockWeights:
         head, d_model, d_head, d_mlp = cfg.n_heads, cfg.d_model, cfg.d_head, cfg.d_mlp
-        score = d_model**-0.5 * d_head**-0.25  # GPT-Neo does not scale its scores: order 1 all the same
+        # Scores of order 1, whether or not they are scaled.
+        score = d_model**-0.5 * d_head**-0.25 * cfg.attention_scale**-0.5
         attn = AttentionWeights(
             W_Q=normal(head, d_model, d_head, std=score),
             W_K=normal(head, d_model, d_head, std=score),

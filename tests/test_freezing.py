@@ -9,7 +9,7 @@ from jaxcircuits import Change, intervene, pre_activations, steer
 from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import hook_names
-from tests.helpers import TOLERANCES, assert_close, random_tokens, tiny_bundle, tiny_config, tiny_sae
+from tests.helpers import TOLERANCES, assert_close, neox_config, random_tokens, tiny_bundle, tiny_config, tiny_sae
 
 CFG = tiny_config()
 SOURCE, BEHIND, BEFORE = "blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post", "blocks.1.hook_resid_mid"
@@ -17,21 +17,26 @@ PATTERN, SCALE, FINAL = "blocks.1.attn.hook_pattern", "blocks.1.ln2.hook_scale",
 
 
 @pytest.mark.parametrize(
-    ("target", "freeze", "splice"),
-    [(BEFORE, ("attention", "norms"), "none"), (BEHIND, ("attention", "norms", "gelu"), "source")],
+    ("cfg", "target", "freeze", "splice"),
+    [
+        (CFG, BEFORE, ("attention", "norms"), "none"),
+        (CFG, BEHIND, ("attention", "norms", "gelu"), "source"),
+        (neox_config(), "blocks.1.hook_resid_post", ("attention", "norms", "gelu"), "source"),
+    ],
+    ids=["before a GELU", "behind a GELU", "rotary, parallel, GELU by erf"],
 )
-def test_frozen_edges_are_the_effects_of_large_changes(target, freeze, splice, x64) -> None:
+def test_frozen_edges_are_the_effects_of_large_changes(cfg, target, freeze, splice, x64) -> None:
     """No GELU lies before the first target; the tangent stands for the one before the second."""
-    saes = {name: tiny_sae(CFG, name, dtype=jnp.float64) for name in (SOURCE, target)}
-    bundle = tiny_bundle(CFG, dtype=jnp.float64, saes=saes)
-    tokens = random_tokens(CFG, 8)
+    saes = {name: tiny_sae(cfg, name, dtype=jnp.float64) for name in (SOURCE, target)}
+    bundle = tiny_bundle(cfg, dtype=jnp.float64, saes=saes)
+    tokens = random_tokens(cfg, 8)
     settings = {"derivative": "frozen", "positions": "all", "splice": splice, "target_quantity": "pre_activation"}
     edges, _ = Engine(bundle, Settings(**settings)).run([(0, np.asarray(tokens))])
 
     def read(changes):
         run = intervene(
             bundle.params,
-            CFG,
+            cfg,
             saes,
             tokens,
             changes,

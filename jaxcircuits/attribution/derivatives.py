@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxcircuits.attribution.between import derivatives_between
+from jaxcircuits.attribution.links import own_vectors, way_of
 from jaxcircuits.attribution.problem import Problem, Settings, target_side
 from jaxcircuits.attribution.products import dots
 from jaxcircuits.attribution.reference import hook_gradients, project_all, project_same
@@ -33,11 +34,15 @@ def derivatives_at(
     segment: Segment | None,
     act: Float[Array, "target"] | None,
     *,
+    number: Int[Array, ""],
     task: Task,
     shape: Shape,
     fields: dict[str, Array],
 ) -> tuple[Float[Array, "part target slot"], Float[Array, "stage target own"], dict[str, Array]]:
-    """Derivatives where the source hook's value is `h`: parts, stages, and the remainder by kind."""
+    """Derivatives where the source hook's value is `h`: parts, stages, and the remainder by kind.
+
+    The first `number` of the chunk mean something.
+    """
     problem, settings = task.problem, task.settings
     all_positions, d_sae = settings.positions == "all", len(tables.directions)
     per_position = None if settings.source_threshold == "all" else shape.per_position
@@ -93,29 +98,30 @@ def derivatives_at(
             sources_at_once=shape.sources_at_once,
         )
     else:
+        collapse = shape.collapse and all_positions
+        way = way_of(problem, params, h, tokens, segment, collapse=collapse)
         between = derivatives_between(
-            problem,
-            params,
-            h,
-            tokens,
+            way,
             stream.E,
-            pulled.resid,
+            pulled,
             chunk.pos,
+            number,
             sources,
-            direction=shape.direction,
+            shape,
             all_positions=all_positions,
             per_position=per_position,
-            sources_at_once=shape.sources_at_once,
         )
-        parts, own = between[None], None
+        parts = between[None]
+        own = own_vectors(way, pulled, chunk.pos) if settings.complete else None
     if settings.complete:
+        assert own is not None
         remainder = structured_remainder(
             problem,
             params,
             block,
             target,
             tables.W_enc_rows,
-            stream.W_out,
+            stream.written_by,
             h,
             tokens,
             fields,

@@ -7,6 +7,10 @@ a target in a block reads what attention and the norm before it make of that str
 
 from typing import NamedTuple
 
+from jaxtyping import Array, Float
+
+from jaxcircuits.types import ModelWeights
+
 ATTENTION_ENDS = ("attn.hook_z", "hook_attn_out")
 """Targets that see attention alone, not the stream beside it."""
 
@@ -26,13 +30,26 @@ class Entry(NamedTuple):
         block: The block that reads it first.
         hook: The hook point at which it is added.
         after_edits: Whether it is added after what else is done there, because the source sits there itself.
-        W_out_of: The block whose `mlp.W_out` leads from the source there; `None` where it is there already.
+        written_by: The block and component (`"mlp"`, `"attn"`) whose output matrix leads from the source there; `None`
+            where it is there already.
+        middle: Whether it enters behind that block's attention.
     """
 
     block: int
     hook: str
     after_edits: bool
-    W_out_of: int | None
+    written_by: tuple[int, str] | None
+    middle: bool = False
+
+    def matrix(self, params: ModelWeights) -> Float[Array, "d_in d_model"] | None:
+        """What leads from the source's hook to the residual stream; `None` for the identity."""
+        if self.written_by is None:
+            return None
+        block, component = self.written_by
+        if component == "mlp":
+            return params.blocks[block].mlp.W_out
+        W_O = params.blocks[block].attn.W_O
+        return W_O.reshape(-1, W_O.shape[-1])
 
 
 def split(hook: str) -> tuple[int | None, str]:
@@ -53,18 +70,21 @@ def entry_of(hook: str) -> Entry | None:
     """Where sources on a hook point enter the residual stream; `None` where more than a matrix lies before it.
 
     >>> from jaxcircuits.attribution.ends import entry_of
-    >>> entry_of("blocks.0.mlp.hook_post")
-    Entry(block=1, hook='blocks.0.hook_resid_post', after_edits=False, W_out_of=0)
+    >>> entry_of("blocks.0.hook_mlp_out").hook
+    'blocks.0.hook_resid_post'
     """
     block, name = split(hook)
     if block is None:
         return Entry(0, "blocks.0.hook_resid_pre", False, None) if name.endswith("embed") else None
-    after = f"blocks.{block}.hook_resid_post"
+    mid, after = f"blocks.{block}.hook_resid_mid", f"blocks.{block}.hook_resid_post"
     return {
-        "mlp.hook_post": Entry(block + 1, after, False, block),
+        "hook_resid_pre": Entry(block, hook, True, None),
+        "attn.hook_z": Entry(block, mid, False, (block, "attn"), True),
+        "hook_attn_out": Entry(block, mid, False, None, True),
+        "hook_resid_mid": Entry(block, mid, True, None, True),
+        "mlp.hook_post": Entry(block + 1, after, False, (block, "mlp")),
         "hook_mlp_out": Entry(block + 1, after, False, None),
         "hook_resid_post": Entry(block + 1, after, True, None),
-        "hook_resid_pre": Entry(block, hook, True, None),
     }.get(name)
 
 

@@ -118,7 +118,7 @@ class Engine:
         way = problem.closed_form
         if way == "between" and settings.parts != "none":
             way = None
-        if settings.complete and way == "adjacent" and problem.sees_attention_apart:
+        if settings.complete and way is not None and problem.sees_attention_apart:
             way = None  # its remainder is of the stream that the MLP reads
         if settings.parts == "heads" and (way is None or settings.method == "reference"):
             raise InputError(

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import psutil
 
-from jaxcircuits.attribution.between import direction_of
+from jaxcircuits.attribution.between import collapsed_numbers, collapses, direction_of
+from jaxcircuits.attribution.links import blocks_between
 from jaxcircuits.attribution.selection import bucket
 from jaxcircuits.attribution.task import Shape, Task
 from jaxcircuits.errors import InputError
@@ -189,7 +190,9 @@ def _shape(
     accelerator = jax.default_backend() != "cpu"
     slots = sources if everywhere else per_position
     targets = max(1, counts.targets * margin * length)
-    most = 64 if task.way == "reference" else 256
+    between = task.way == "between" and everywhere
+    # Through layers between what all targets share costs most, so all of them share it if they can.
+    most = 64 if task.way == "reference" else 8192 if between else 256
     # Chunks of one size that fill the room: by powers of two where it is small, else in equal parts.
     chunk = bucket(int(targets)) if targets <= 64 else _round_up(targets / -(-targets // most), 8)
     chunk = min(chunk, most)
@@ -204,12 +207,13 @@ def _shape(
         sequences_at_once=1,
         targets_at_once=1,
         sources_at_once=min(sources, 4096),
-        direction=direction_of(int(targets), sources),
     )
+    if between:
+        shape = _through_layers(shape, task, widths, int(targets), memory)
     batch = min(bucket(prompts, 1), max(1, TOKENS // length))
     budget = memory * 0.7
     while True:
-        at_once = batch if accelerator else 1
+        at_once = batch if accelerator and not between else 1
         trial = replace(
             shape,
             batch=batch,
@@ -223,6 +227,15 @@ def _shape(
             batch //= 2
         else:
             shape = halved(shape)
+
+
+def _through_layers(shape: Shape, task: Task, widths: dict[str, int], targets: int, memory: int) -> Shape:
+    """How targets or sources are taken through layers between: by cost, and where a matrix a position has its place."""
+    problem = task.problem
+    direction = direction_of(problem, targets, shape.sources)
+    passes = targets if direction == "reverse" else shape.sources
+    fits = collapsed_numbers(problem, shape.length) * widths["bytes"] <= memory / 4
+    return replace(shape, direction=direction, collapse=fits and collapses(problem, passes))
 
 
 def bytes_of(shape: Shape, task: Task, widths: dict[str, int]) -> int:
@@ -244,17 +257,35 @@ def bytes_of(shape: Shape, task: Task, widths: dict[str, int]) -> int:
         if everywhere:
             one += T * slots * (parts + 4) + shape.sources_at_once * 3 * cfg.d_model
         if task.way == "between":
-            passes = T if shape.direction == "reverse" else min(shape.sources, shape.sources_at_once)
-            one += passes * L * (8 * cfg.d_model + 3 * cfg.d_mlp + attention)
+            one += _between_numbers(shape, task)
     one += T * slots * (parts + 3) + shape.targets_at_once * shape.per_position * cfg.d_model
     return int(widths["bytes"] * (numbers + shape.sequences_at_once * one))
+
+
+def _between_numbers(shape: Shape, task: Task) -> int:
+    """What is kept of the layers between, and what passes through them take."""
+    problem, cfg, L = task.problem, task.problem.cfg, shape.length
+    heads, width = cfg.n_heads, cfg.n_heads * cfg.d_head
+    kept = L * (3 * width + 3 * cfg.d_model + 3 * cfg.d_mlp + heads * L) + 3 * width * cfg.d_model
+    kept *= len(blocks_between(problem)) + 1
+    if task.settings.positions != "all":
+        return kept + shape.chunk * (8 * cfg.d_model + 3 * cfg.d_mlp)
+    a_pass = L * (5 * cfg.d_model + 6 * width + 2 * heads * L + (0 if shape.collapse else 2 * cfg.d_mlp))
+    mlps = collapsed_numbers(problem, L) if shape.collapse else 0
+    return kept + mlps + shape.passes_at_once * a_pass
 
 
 def halved(shape: Shape) -> Shape:
     """A shape with smaller chunks; the room stays a multiple of them, or the last would be moved, silently."""
     chunk = max(1, shape.chunk // 2)
     at_once = max(128, shape.sources_at_once // 2)
-    return replace(shape, chunk=chunk, targets=_round_up(shape.targets, chunk), sources_at_once=at_once)
+    return replace(
+        shape,
+        chunk=chunk,
+        targets=_round_up(shape.targets, chunk),
+        sources_at_once=at_once,
+        passes_at_once=max(8, shape.passes_at_once // 2),
+    )
 
 
 def grown(shape: Shape, most: Shape) -> Shape:

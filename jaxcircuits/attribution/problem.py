@@ -183,7 +183,7 @@ class Problem:
     def closed_form(self) -> str | None:
         """Whether the structured method covers it: `"adjacent"`, `"between"` with blocks between, or `None`."""
         entry, end = self.entry, target_end(self.target_hook)
-        if entry is None or end is None or end[0] < entry.block:
+        if entry is None or end is None or end[0] < entry.block or (entry.middle and not self.cfg.closed_forms):
             return None
         # What is held must lie where blocks between are run, which is from the entry up to the target's attention.
         names = hook_names(self.cfg)
@@ -191,9 +191,11 @@ class Problem:
         first = names.index(entry.hook) + entry.after_edits
         if not all(first <= names.index(hook) <= last for hook in self.held):
             return None
-        if end[0] == entry.block and not self.held:
+        if entry.middle and end[0] == entry.block and end[1] in ATTENTION_ENDS:
+            return None  # from the heads to what they write: not through the stream
+        if end[0] == entry.block and not entry.middle and not self.held:
             return "adjacent"
-        return None if end[1] in ATTENTION_ENDS or not self.cfg.closed_forms else "between"
+        return "between" if self.cfg.closed_forms else None
 
     @property
     def sees_attention_apart(self) -> bool:
@@ -251,12 +253,12 @@ def resolve(bundle: Bundle, settings: Settings) -> Pair:
         splice_bos=settings.splice_bos,
         target_quantity=settings.target_quantity,
         gelu=settings.gelu if settings.derivative == "frozen" else None,
-        held=_between(bundle, first, second) if settings.through == "direct" else (),
+        held=hooks_between(bundle, first, second) if settings.through == "direct" else (),
     )
     return Pair(source, target, bundle.saes[source], bundle.saes[target], problem)
 
 
-def _between(bundle: Bundle, first: str, second: str) -> tuple[str, ...]:
+def hooks_between(bundle: Bundle, first: str, second: str) -> tuple[str, ...]:
     """Hooks of other SAEs that lie between two hooks."""
     hooks = {sae.cfg.hook_written for sae in bundle.saes.values()}
     inside = [h for h in hooks if precedes(bundle.cfg, first, h) and precedes(bundle.cfg, h, second)]

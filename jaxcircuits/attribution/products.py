@@ -1,5 +1,7 @@
 """Products of targets' vectors with the rows of a table that belong to the sources at their positions."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from einops import einsum
@@ -44,8 +46,20 @@ def dots(
 
         return jax.lax.map(one, (vectors, target_pos), batch_size=at_once).swapaxes(0, 1)
 
-    # Targets come by position, and those of one position share its rows: a few neighbours are taken together. What is
-    # found for some of the next position among them is wrong, and overwritten when it is their turn.
+    return by_neighbours(vectors, target_pos, rows, per_position)
+
+
+def by_neighbours(
+    vectors: Float[Array, "target part d_model"],
+    target_pos: Int[Array, "target"],
+    rows: Callable[[Int[Array, ""]], Float[Array, "slot d_model"]],
+    width: int,
+) -> Float[Array, "part target slot"]:
+    """Products of targets' vectors with `width` rows that belong to their positions.
+
+    Targets come by position, and those of one position share its rows: a few neighbours are taken together. What is
+    found for some of the next position among them is wrong, and overwritten when it is their turn.
+    """
     n, order = len(target_pos), jnp.arange(len(target_pos))
     run = jax.lax.cummax(jnp.where(jnp.diff(target_pos, prepend=-1) != 0, order, 0))
     starts = jnp.where((order - run) % NEIGHBOURS == 0, order, n)
@@ -58,5 +72,5 @@ def dots(
         new = einsum(some, rows(target_pos[at]), "target part d_model, slot d_model -> part target slot")
         return following[at], jax.lax.dynamic_update_slice_in_dim(found, new, at, 1)
 
-    room = jnp.zeros((vectors.shape[1], n + NEIGHBOURS, per_position), vectors.dtype)
+    room = jnp.zeros((vectors.shape[1], n + NEIGHBOURS, width), vectors.dtype)
     return jax.lax.while_loop(lambda state: state[0] < n, step, (jnp.zeros((), order.dtype), room))[1][:, :n]

@@ -123,7 +123,8 @@ def attribute_chunk(
         nothing = lambda _: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), empty)  # noqa: E731
         return lax.cond(first < passed.targets.number, one, nothing, passed)
 
-    if shape.sequences_at_once >= shape.batch:
+    loops = task.way == "between" and task.settings.positions == "all"  # mapped, they would copy what they carry
+    if shape.sequences_at_once >= shape.batch and not (loops and shape.batch == 1):
         return jax.vmap(one)(passed)  # side by side, what is done is computed all the same
     if shape.sequences_at_once > 1:
         return lax.map(one, passed, batch_size=shape.sequences_at_once)
@@ -182,7 +183,8 @@ def _attribute_one(
     given = source, tables.directions, norm, passed.h, moved, passed.counted
     fields = source_fields(*given, neurons=neurons, integrated=integrated) if settings.complete or integrated else {}
     at = partial(derivatives_at, params, target, tables, passed.tokens, passed.sources, chunk)
-    at = partial(at, task=task, shape=shape, fields=fields)
+    number = jnp.clip(passed.targets.number - first, 0, shape.chunk)
+    at = partial(at, number=number, task=task, shape=shape, fields=fields)
     if integrated:
         way = fields["features"]
         parts, own, remainder = path_mean(at, passed.h, way, settings)

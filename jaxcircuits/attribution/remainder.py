@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from einops import einsum
 from jaxtyping import Array, Float, Int
 
-from jaxcircuits.attribution.between import pulled_back, resid_mid
+from jaxcircuits.attribution.between import resid_mid
 from jaxcircuits.attribution.frozen import Scales, ones
 from jaxcircuits.attribution.problem import Problem
 from jaxcircuits.attribution.reference import scale_gradients
@@ -55,7 +55,7 @@ def structured_remainder(
     block: BlockWeights,
     target: SAE,
     W_enc_rows: Float[Array, "d_sae_target d_mlp"],
-    W_out: Float[Array, "d_in d_model"] | None,
+    written_by: Float[Array, "d_in d_model"] | None,
     h: Float[Array, "pos d_in"],
     tokens: Int[Array, "pos"],
     fields: dict[str, Float[Array, "pos d_in"]],
@@ -63,23 +63,20 @@ def structured_remainder(
     pulled: Pulled,
     target_pos: Int[Array, "target"],
     target_feature: Int[Array, "target"],
-    own: Float[Array, "target d_model"] | None,
+    own: Float[Array, "target d_model"],
 ) -> dict[str, Float[Array, "target"]]:
     """The kinds of targets that have been pulled back; those of `Scales` where derivatives are frozen.
 
-    `own` is the targets pulled all the way at their own positions, if that is known.
+    `own` is the targets pulled all the way at their own positions.
     """
     zero = jnp.zeros((len(tokens), problem.cfg.d_model), h.dtype)
-    written = fields if W_out is None else {name: field @ W_out for name, field in fields.items()}
+    written = fields if written_by is None else {name: field @ written_by for name, field in fields.items()}
 
     def meet(pushed: Float[Array, "pos d_model"]) -> Float[Array, "target"]:
         return einsum(pulled.resid, pushed[target_pos], "target d_model, target d_model -> target")
 
     _, push = jax.linearize(partial(resid_mid, problem, params, h, tokens), zero)
     found = {name: meet(push(field)) for name, field in written.items()}
-    if own is None:
-        back = pulled_back(problem, params, h, tokens, pulled.resid, target_pos)
-        own = jnp.take_along_axis(back, target_pos[:, None, None], axis=1)[:, 0]
     found["own_position"] = (own * written["features"][target_pos]).sum(-1)
     if not problem.frozen:
         return found

@@ -10,8 +10,6 @@ acts on one position alone, so
 The heavy products number targets + sources, not targets x positions. At the target's own position the pull goes all
 the way to the residual stream before attention, and a pair is one dot product with a row of the table
 `E = W_dec W_out`, which weights alone decide.
-
-Where derivatives are frozen, patterns and scales are held: queries and keys carry nothing, norms centre and scale.
 """
 
 from functools import partial
@@ -22,37 +20,26 @@ import jax.numpy as jnp
 from einops import einsum
 from jaxtyping import Array, Float, Int
 
+from jaxcircuits.attribution.blocks import (
+    NormState,
+    Segment,
+    names_read,
+    norm_at,
+    norm_pull,
+    norm_push,
+    segment_at,
+    to_own_heads,
+    to_scores,
+)
 from jaxcircuits.attribution.ends import GELU_ENDS, MLP_ENDS
 from jaxcircuits.attribution.problem import Problem, target_side
 from jaxcircuits.attribution.products import dots
 from jaxcircuits.attribution.selection import Sources
-from jaxcircuits.model.freezing import gelu_line
 from jaxcircuits.model.rotary import turned, turns
 from jaxcircuits.sae import SAE, encode
 from jaxcircuits.sae.activations import ELEMENTWISE
 from jaxcircuits.sae.normalization import normalized
-from jaxcircuits.types import BlockWeights, NormWeights
-
-
-class Segment(NamedTuple):
-    """One sequence's values between attention's input and the target hook: all that pulling and pushing read."""
-
-    norm1: "NormState"
-    q: Float[Array, "pos head d_head"]  # queries and keys as scores have them: turned, where positions are rotary
-    k: Float[Array, "pos head d_head"]
-    v: Float[Array, "pos head d_head"]
-    pattern: Float[Array, "head q_pos k_pos"]
-    norm2: "NormState | None"  # what lies behind the target hook is not there
-    gelu_slope: Float[Array, "pos d_mlp"] | None
-    gelu_constant: Float[Array, "pos d_mlp"] | None
-    arriving: Float[Array, "pos d_in"]
-
-
-class NormState(NamedTuple):
-    """A layer norm at its point: what it divides by, and its output before scale and shift."""
-
-    scale: Float[Array, "pos 1"]
-    normalized: Float[Array, "pos d_model"]
+from jaxcircuits.types import BlockWeights
 
 
 class Pulled(NamedTuple):
@@ -66,55 +53,13 @@ class Pulled(NamedTuple):
     resid: Float[Array, "target d_model"]  # to the residual stream that the MLP reads; 0 where it is not seen
     z: Float[Array, "target head d_head"]  # to the heads' outputs
     scores: Float[Array, "target head k_pos"] | None  # to the attention scores; None where patterns are held
-    own_pattern: Float[Array, "target head"]
 
 
 def segment_of(problem: Problem, params: Any, h: Float[Array, "pos d_in"], tokens: Int[Array, "pos"]) -> Segment:
     """Runs the model from the source hook's value to the target hook and keeps what lies between."""
-    block, place = f"blocks.{problem.target_block}", problem.target_place
-    query, key, stream = *problem.cfg.scored, problem.cfg.mlp_stream
-    names = ("hook_resid_pre", "ln1.hook_scale", query, key, "attn.hook_v", "attn.hook_pattern")
-    names += (stream, "ln2.hook_scale") if place in MLP_ENDS else ()
-    names += ("mlp.hook_pre",) if place in GELU_ENDS else ()
-    arriving, acts = target_side(problem, params, h, tokens, tuple(f"{block}.{name}" for name in names))
-    at = {name: acts[f"{block}.{name}"] for name in names}
-    slope, constant = (
-        gelu_line(at["mlp.hook_pre"], problem.gelu, problem.cfg.activation) if place in GELU_ENDS else (None, None)
-    )
-    return Segment(
-        norm1=_norm_state(at["hook_resid_pre"], at["ln1.hook_scale"]),
-        q=at[query],
-        k=at[key],
-        v=at["attn.hook_v"],
-        pattern=at["attn.hook_pattern"],
-        norm2=_norm_state(at[stream], at["ln2.hook_scale"]) if place in MLP_ENDS else None,
-        gelu_slope=slope,
-        gelu_constant=constant,
-        arriving=arriving,
-    )
-
-
-def _norm_state(resid: Float[Array, "pos d_model"], scale: Float[Array, "pos 1"]) -> NormState:
-    return NormState(scale, (resid - resid.mean(-1, keepdims=True)) / scale)
-
-
-def _at(state: NormState, p: Int[Array, "*n"]) -> NormState:
-    return NormState(state.scale[p], state.normalized[p])
-
-
-def _norm_pull(state: NormState, norm: NormWeights | None, g: Array, frozen: bool) -> Array:
-    """The norm's transposed Jacobian on `g`; `state` at the same positions. Frozen, it only centres and scales."""
-    g = g if norm is None else g * norm.w
-    centred = g - g.mean(-1, keepdims=True)
-    if not frozen:
-        centred = centred - state.normalized * (g * state.normalized).mean(-1, keepdims=True)
-    return centred / state.scale
-
-
-def _norm_push(state: NormState, norm: NormWeights | None, e: Array, frozen: bool) -> Array:
-    """The norm's Jacobian on `e`; without scale and shift it is symmetric."""
-    pushed = _norm_pull(state, None, e, frozen)
-    return pushed if norm is None else pushed * norm.w
+    block, place = problem.target_block, problem.target_place
+    arriving, acts = target_side(problem, params, h, tokens, names_read(problem.cfg, block, place))
+    return segment_at(problem.cfg, acts, block, place, problem.gelu, arriving)
 
 
 def pull(
@@ -157,14 +102,7 @@ def pull(
         behind = jnp.zeros_like(resid) if problem.cfg.parallel_residual else resid
         written = hook if problem.sees_attention_apart else behind
         z = einsum(written, block.attn.W_O, "target d_model, head d_head d_model -> target head d_head")
-    pattern = segment.pattern[:, p].swapaxes(0, 1)  # [target, head, k_pos]
-    own_pattern = jnp.take_along_axis(pattern, p[:, None, None], axis=-1)[..., 0]
-    if problem.frozen:
-        return Pulled(slope, hook, post, pre, normed, resid, z, None, own_pattern)
-    g_pattern = einsum(z, segment.v, "target head d_head, k_pos head d_head -> target head k_pos")
-    mean = (pattern * g_pattern).sum(-1, keepdims=True)
-    scores = pattern * (g_pattern - mean) * problem.cfg.attention_scale
-    return Pulled(slope, hook, post, pre, normed, resid, z, scores, own_pattern)
+    return Pulled(slope, hook, post, pre, normed, resid, z, to_scores(problem, segment, z, p))
 
 
 def _pull_to_stream(
@@ -176,9 +114,9 @@ def _pull_to_stream(
         resid = hook if place == "hook_resid_mid" else jnp.zeros((len(p), problem.cfg.d_model), hook.dtype)
         return None, None, None, resid
     assert segment.norm2 is not None
-    norm2 = _at(segment.norm2, p)
+    norm2 = norm_at(segment.norm2, p)
     if place == "ln2.hook_normalized":  # before the norm's own scale and shift
-        return None, None, None, _norm_pull(norm2, None, hook, problem.frozen)
+        return None, None, None, norm_pull(norm2, None, hook, problem.frozen)
     post = None
     if place in GELU_ENDS:
         assert segment.gelu_slope is not None
@@ -187,7 +125,7 @@ def _pull_to_stream(
     else:
         pre = hook
     normed = einsum(pre, block.mlp.W_in, "target d_mlp, d_model d_mlp -> target d_model")
-    resid = _norm_pull(norm2, block.ln2, normed, problem.frozen)
+    resid = norm_pull(norm2, block.ln2, normed, problem.frozen)
     return post, pre, normed, resid + hook if place == "hook_resid_post" else resid
 
 
@@ -221,22 +159,16 @@ def own_position(
     Parts are the residual stream and then attention through value, query and key, together or head by head.
     """
     p = target_pos
-    attention = [pulled.own_pattern[..., None] * pulled.z]  # to the values of the own position
-    if pulled.scores is not None:
-        query = einsum(pulled.scores, segment.k, "target head k_pos, k_pos head d_head -> target head d_head")
-        key = jnp.take_along_axis(pulled.scores, p[:, None, None], axis=-1) * segment.q[p]
-        by = turns(problem.cfg, p[:, None], query.dtype)  # one position for all heads
-        attention += [query, key] if by is None else [turned(query, by.back), turned(key, by.back)]
-    read = jnp.stack(attention, 1)  # [target, vqk, head, d_head]
-    W, norm1 = W_heads[: read.shape[1]], _at(segment.norm1, p)
+    read = to_own_heads(problem, problem.target_block, segment, pulled.z, pulled.scores, p)
+    W, norm1 = W_heads[: read.shape[1]], norm_at(segment.norm1, p)
     if parts == "none":
         n = read.shape[1] * read.shape[2] * read.shape[3]
         normed = read.reshape(len(p), n) @ W.reshape(n, -1)
-        return (pulled.resid + _norm_pull(norm1, block.ln1, normed, problem.frozen))[:, None]
+        return (pulled.resid + norm_pull(norm1, block.ln1, normed, problem.frozen))[:, None]
     out = "vqk" if parts == "kinds" else "vqk head"
     normed = einsum(read, W, f"target vqk head d_head, vqk head d_head d_model -> target {out} d_model")
     normed = normed.reshape(len(p), -1, normed.shape[-1])
-    pulled_in = _norm_pull(NormState(*(s[:, None] for s in norm1)), block.ln1, normed, problem.frozen)
+    pulled_in = norm_pull(NormState(*(s[:, None] for s in norm1)), block.ln1, normed, problem.frozen)
     vectors = jnp.concatenate([pulled.resid[:, None], pulled_in], 1)
     return jnp.pad(vectors, ((0, 0), (0, _n_parts(problem, parts) - vectors.shape[1]), (0, 0)))
 
@@ -255,7 +187,7 @@ def norm_stage(
 ) -> Float[Array, "target d_model"]:
     """What targets read of the residual stream if the GELU were the identity and attention did nothing."""
     assert segment.norm2 is not None
-    return _norm_pull(_at(segment.norm2, target_pos), block.ln2, pulled.act_slope[:, None] * reads, problem.frozen)
+    return norm_pull(norm_at(segment.norm2, target_pos), block.ln2, pulled.act_slope[:, None] * reads, problem.frozen)
 
 
 def cross_positions(
@@ -283,7 +215,7 @@ def cross_positions(
 
     def some(index: Int[Array, "_source"]) -> Float[Array, "part target _source"]:
         pos = index // len(E)
-        e = _norm_push(_at(segment.norm1, pos), block.ln1, E[index % len(E)], problem.frozen)
+        e = norm_push(norm_at(segment.norm1, pos), block.ln1, E[index % len(E)], problem.frozen)
         by = turns(problem.cfg, pos, e.dtype)
 
         def head(total, h):

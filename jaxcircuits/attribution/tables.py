@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxcircuits.attribution.blocks import heads_of
 from jaxcircuits.attribution.problem import Pair
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.model import process_weights
@@ -14,7 +15,7 @@ from jaxcircuits.model import process_weights
 class StreamTables(NamedTuple):
     """Where sources enter the residual stream along fixed directions: what leads to attention and from it."""
 
-    W_out: Float[Array, "d_in d_model"] | None  # from the source hook; `None` where that is in the stream itself
+    written_by: Float[Array, "d_in d_model"] | None  # from the source hook; `None` where that is in the stream itself
     E: Float[Array, "d_sae d_model"]  # what one unit of a source adds to the residual stream
     W_heads: Float[Array, "vqk head d_head d_model"]  # of the target's attention
 
@@ -54,11 +55,9 @@ def make_tables(bundle: Bundle, pair: Pair, *, neurons: bool) -> Tables:
         return tables
     entry, params, layer = problem.entry, bundle.params, problem.target_block
     assert entry is not None
-    W_out = None if entry.W_out_of is None else params.blocks[entry.W_out_of].mlp.W_out
-    attn, W_in = params.blocks[layer].attn, params.blocks[layer].mlp.W_in
-    W_heads = jnp.stack([W.swapaxes(1, 2) for W in (attn.W_V, attn.W_Q, attn.W_K)])
-    E = directions if W_out is None else directions @ W_out
-    tables = tables._replace(stream=StreamTables(W_out, E, W_heads))
+    written, W_in = entry.matrix(params), params.blocks[layer].mlp.W_in
+    E = directions if written is None else directions @ written
+    tables = tables._replace(stream=StreamTables(written, E, heads_of(params.blocks[layer].attn)))
     if not problem.adjacent_mlps:
         return tables
     stage_reads = reads = (W_in @ target.W_enc).T

@@ -36,6 +36,8 @@ class Shape:
         targets_at_once: Targets whose rows of a table are gathered together.
         sources_at_once: Sources that are pushed together.
         direction: `"reverse"` or `"forward"` through layers between.
+        collapse: Whether MLPs of layers between become a matrix a position first.
+        passes_at_once: Targets or sources that are taken through layers between together.
     """
 
     batch: int
@@ -49,3 +51,5 @@ class Shape:
     targets_at_once: int
     sources_at_once: int
     direction: str = "reverse"
+    collapse: bool = False
+    passes_at_once: int = 256

@@ -32,10 +32,17 @@ jaxcircuits attribute --corpus stories.txt --positions all --min-attribution 0.0
 jaxcircuits attribute --prompt "The cat sat." --targets last:880
 jaxcircuits attribute --corpus stories.txt --truncate --out runs/stories    # once more to go on where it ended
 jaxcircuits attribute --corpus stories.txt --edges none --activations
+jaxcircuits attribute --bundle gpt2 --prompt "The cat sat." --pairs all --through direct    # of SAEs, each a run
 jaxcircuits attribute --repeat runs/stories/run.json    # once more, and are the bytes the same?
 jaxcircuits attribute                     # the shipped weights and their stories""",
     )
     end_options(sub)
+    sub.add_argument(
+        "--pairs",
+        nargs="+",
+        metavar="adjacent|all|SOURCE,TARGET",
+        help="many pairs of SAEs, each into a run directory of its own in --out",
+    )
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help="one or more prompts; BOS is added")
     what.add_argument(
@@ -149,6 +156,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from jaxcircuits.bulk import processes
     from jaxcircuits.bulk.runner import next_free
+    from jaxcircuits.bundle import load_bundle
 
     processes.join(args.coordinator, args.num_processes, args.process_id, found=args.distributed)
     out = args.out or str(next_free("runs", "attribute"))
@@ -157,22 +165,51 @@ def run(args: argparse.Namespace) -> int:
     options["say"] = _silent if args.quiet or not first else print
     if args.repeat is not None:
         return _repeat(args, out, options)
-    bundle, done, strongest = _attribute(args, out, options)
-    if first:
-        _report(bundle, done, strongest, out, quiet=args.quiet)
+    bundle = load_bundle(args.bundle)
+    for source, target, where in _pairs(args, bundle, out):
+        done, strongest = _attribute(args, bundle, source, target, where, options)
+        if first:
+            _report(bundle, done, strongest, where, quiet=args.quiet)
     return 0
 
 
-def _attribute(args: argparse.Namespace, out: str, options: dict[str, Any]) -> "tuple[Bundle, Run, Columns]":
+def _pairs(args: argparse.Namespace, bundle: "Bundle", out: str) -> list[tuple[str | None, str | None, str]]:
+    """Names of source and target SAE, and where their run goes."""
+    from jaxcircuits.attribution.pairs import PAIRS, pairs_of
+
+    if args.pairs is None:
+        return [(args.source_sae, args.target_sae, out)]
+    for name in ("source_sae", "target_sae", "targets"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} is of one pair of SAEs; leave it or --pairs out.")
+    pairs = args.pairs[0] if len(args.pairs) == 1 and args.pairs[0] in PAIRS else [_pair(text) for text in args.pairs]
+    return [(source, target, f"{out}/{source}--{target}") for source, target in pairs_of(bundle, pairs)]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    source, _, target = text.partition(",")
+    if not source or not target or "," in target:
+        raise InputError(f"--pairs must be adjacent, all, or pairs of names such as SOURCE,TARGET, got {text!r}.")
+    return source, target
+
+
+def _attribute(
+    args: argparse.Namespace,
+    bundle: "Bundle",
+    source: str | None,
+    target: str | None,
+    out: str,
+    options: dict[str, Any],
+) -> "tuple[Run, Columns]":
     from jaxcircuits.attribution import Settings
     from jaxcircuits.attribution.plan import parse_memory
     from jaxcircuits.bulk import attribute_to_run, read_prompts
-    from jaxcircuits.bundle import load_bundle, shipped_bundle
+    from jaxcircuits.bundle import shipped_bundle
     from jaxcircuits.mesh import make_mesh
 
     settings = Settings(
-        source=args.source_sae,
-        target=args.target_sae,
+        source=source,
+        target=target,
         positions=args.positions,
         method=args.method,
         derivative=args.derivative,
@@ -194,7 +231,6 @@ def _attribute(args: argparse.Namespace, out: str, options: dict[str, Any]) -> "
         completeness=args.completeness,
         precision=args.precision,
     )
-    bundle = load_bundle(args.bundle)
     corpus = args.corpus
     if not (args.prompt or args.prompt_ids or corpus):
         corpus = shipped_bundle() / "stories.txt"
@@ -206,7 +242,7 @@ def _attribute(args: argparse.Namespace, out: str, options: dict[str, Any]) -> "
         truncate=args.truncate,
         skip_bad=args.skip_bad,
     )
-    done, strongest = attribute_to_run(
+    return attribute_to_run(
         bundle,
         settings,
         prompts,
@@ -219,7 +255,6 @@ def _attribute(args: argparse.Namespace, out: str, options: dict[str, Any]) -> "
         mesh=make_mesh(*(args.mesh or ())),
         **options,
     )
-    return bundle, done, strongest
 
 
 def _repeat(args: argparse.Namespace, out: str, options: dict[str, Any]) -> int:

@@ -142,10 +142,9 @@ def _writes(bundle: Bundle, made: Prepared) -> list[Float[np.ndarray, "_d_sae d_
         entry, W_dec = entry_of(hook), np.asarray(sae.weights.W_dec, np.float64)
         if entry is None:
             found.append(np.zeros((len(W_dec), bundle.cfg.d_model)))
-        elif entry.W_out_of is None:
-            found.append(W_dec)
         else:
-            found.append(W_dec @ np.asarray(bundle.params.blocks[entry.W_out_of].mlp.W_out, np.float64))
+            W = entry.matrix(bundle.params)
+            found.append(W_dec if W is None else W_dec @ np.asarray(W, np.float64))
     return found
 
 

@@ -31,8 +31,14 @@ HOOKS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "MLP to pre-activations": ("blocks.0.mlp.hook_post", "blocks.1.mlp.hook_pre", EXACT, "adjacent"),
     "residual through a layer": ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post", FROZEN, "between"),
     "MLP output through a layer": ("blocks.0.hook_mlp_out", "blocks.2.hook_resid_mid", EXACT, "between"),
-    "attention's output to MLP": ("blocks.0.hook_attn_out", "blocks.1.mlp.hook_post", FROZEN, "reference"),
+    "MLP to heads through a layer": ("blocks.0.mlp.hook_post", "blocks.2.attn.hook_z", EXACT, "between"),
+    "MLP to attention's output through a layer": ("blocks.0.hook_mlp_out", "blocks.2.hook_attn_out", EXACT, "between"),
+    "attention's output to its block's MLP": ("blocks.1.hook_attn_out", "blocks.1.mlp.hook_post", FROZEN, "between"),
+    "heads to the next MLP": ("blocks.0.attn.hook_z", "blocks.1.hook_mlp_out", EXACT, "between"),
+    "middle to heads through a layer": ("blocks.0.hook_resid_mid", "blocks.2.attn.hook_z", EXACT, "between"),
+    "heads through a layer": ("blocks.0.attn.hook_z", "blocks.2.hook_resid_post", FROZEN, "between"),
     "heads to attention's output": ("blocks.0.attn.hook_z", "blocks.1.hook_attn_out", FROZEN, "reference"),
+    "pre-activations to MLP": ("blocks.0.mlp.hook_pre", "blocks.1.mlp.hook_post", FROZEN, "reference"),
 }
 """Source hook, target hook, settings, and the way they are computed."""
 
@@ -93,7 +99,7 @@ def test_every_pair_of_hooks(hooks: str, x64: None) -> None:
         engine, _, targets = _run(bundle, **settings)
         assert engine.task.way == way
         _assert_complete(targets)
-        with pytest.raises(InputError, match="covers sources that write"):
+        with pytest.raises(InputError, match="method 'structured' covers"):
             Engine(bundle, Settings("first", "second", **settings, method="structured"))
     else:
         _compare(bundle, settings, way)

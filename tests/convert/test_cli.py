@@ -93,7 +93,7 @@ def _trap(name: str):
 BAD = {
     "a model that is a program": (_trap("neo/pytorch_model.bin"), [], "asks for posix.system"),
     "an SAE that is a program": (_trap("18_morning_sun.pt"), [], "asks for posix.system"),
-    "wrong activation": (_field("activation_function", "gelu"), [], "must be 'gelu_new', got 'gelu'"),
+    "wrong activation": (_field("activation_function", "selu"), [], "gelu_pytorch_tanh, got 'selu'"),
     "unknown field": (_field("logit_cap", 30), [], "--ignore-config-field logit_cap"),
     "truncated model": (_truncate("neo/pytorch_model.bin"), [], "pytorch_model.bin is truncated"),
     "truncated SAE": (_truncate("18_morning_sun.pt"), [], "18_morning_sun.pt is truncated"),
