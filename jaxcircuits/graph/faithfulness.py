@@ -5,7 +5,9 @@ With F the metric of the model M, of a circuit C, and of the model with every fe
     faithfulness(C) = (F(C) - F(∅)) / (F(M) - F(∅)),   completeness(C) = faithfulness(M without C)
 
 The ratios are of sums over prompts. Areas are over the share of features or edges that a circuit has: `cpr`, of
-faithfulness (1 is good, more overshoots); `cmd`, of its distance from 1 (0 is best); `completeness` (0 is best).
+faithfulness (1 is good, more overshoots); `cmd`, of its distance from 1 (0 is best); `gap`, of |F(C) - F(M)| as a share
+of |F(M) - F(∅)|, in which prompts that overshoot and others that fall short do not cancel (0 is best); `completeness`
+(0 is best).
 
 Source: faithfulness and completeness as in Sparse Feature Circuits (Marks et al. 2024); areas as in MIB (Mueller et al.
 2025).
@@ -17,7 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.special import softmax
 
 from jaxcircuits.attribution.api import Prompt, tokenized
@@ -27,7 +29,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.graph.ablation import Parts, parts_of, run_edges, run_nodes
 from jaxcircuits.graph.build import Prepared, graph_of
 from jaxcircuits.graph.graph import Graph
-from jaxcircuits.graph.rankings import METHODS, edge_scores, node_scores
+from jaxcircuits.graph.rankings import METHODS, circuit_row, edge_scores, node_scores
 from jaxcircuits.graph.settings import GraphSettings, Token
 from jaxcircuits.progress import progress
 from jaxcircuits.statistics import Estimate
@@ -35,7 +37,9 @@ from jaxcircuits.statistics import Estimate
 METRICS = ("logit", "difference", "probability")
 FILLS = ("zero", "mean", "resample")
 UNITS = ("nodes", "edges")
-SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+SHARES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""MIB's, and nothing at all."""
+
 RESAMPLES = 1000
 
 
@@ -81,8 +85,13 @@ class Faithfulness:
         values = self._ratios(self.complement if complete else self.circuit, unit, method)
         return [_estimate(values[:, i]) for i in range(values.shape[1])]
 
+    def gaps(self, unit: str, method: str, other: str | None = None) -> list[Estimate]:
+        """|F(C) - F(M)| of each prompt as a share of |F(M) - F(∅)| at each size; of two ways, the difference."""
+        values = self._gaps(unit, method) - (0 if other is None else self._gaps(unit, other))
+        return [_estimate(values[:, i]) for i in range(values.shape[1])]
+
     def areas(self, unit: str, method: str) -> dict[str, Estimate]:
-        """The areas `cpr`, `cmd` and `completeness`, with intervals over prompts."""
+        """The areas `cpr`, `cmd`, `gap` and `completeness`, with intervals over prompts."""
         return {name: _estimate(values) for name, values in self._areas(unit, method).items()}
 
     def against(self, unit: str, method: str, other: str) -> dict[str, Estimate]:
@@ -100,6 +109,7 @@ class Faithfulness:
                 content[unit]["methods"][method] = {
                     "faithfulness": [_row(e) for e in self.curve(unit, method)],
                     "completeness": [_row(e) for e in self.curve(unit, method, complete=True)],
+                    "gap": [_row(e) for e in self.gaps(unit, method)],
                     "areas": {name: _row(e) for name, e in self.areas(unit, method).items()},
                     "first_minus_this": {n: _row(e) for n, e in self.against(unit, methods[0], method).items()},
                     "circuit": self.circuit[unit, method].tolist(),
@@ -107,18 +117,30 @@ class Faithfulness:
                 }
         return content
 
+    def _samples(self) -> Int[np.ndarray, "sample prompt"]:
+        """All prompts first, then resampled ones."""
+        n, rng = len(self.model), np.random.default_rng(0)
+        return np.concatenate([np.arange(n)[None], rng.integers(0, n, (RESAMPLES, n))])
+
     def _ratios(self, metric: Mapping, unit: str, method: str) -> Float[np.ndarray, "sample share"]:
-        """Of all prompts first, then of resampled ones."""
-        n, empty = len(self.model), self.empty[unit]
-        rng = np.random.default_rng(0)
-        samples = np.concatenate([np.arange(n)[None], rng.integers(0, n, (RESAMPLES, n))])
+        samples, empty = self._samples(), self.empty[unit]
         gained = (metric[unit, method] - empty[:, None])[samples].sum(1)
         return gained / (self.model - empty)[samples].sum(1)[:, None]
+
+    def _gaps(self, unit: str, method: str) -> Float[np.ndarray, "sample share"]:
+        samples = self._samples()
+        missed = np.abs(self.circuit[unit, method] - self.model[:, None])[samples].sum(1)
+        return missed / np.abs(self.model - self.empty[unit])[samples].sum(1)[:, None]
 
     def _areas(self, unit: str, method: str) -> dict[str, Float[np.ndarray, "sample"]]:
         faithful = self._ratios(self.circuit, unit, method)
         left = self._ratios(self.complement, unit, method)
-        areas = {"cpr": faithful, "cmd": np.abs(1 - faithful), "completeness": left}
+        areas = {
+            "cpr": faithful,
+            "cmd": np.abs(1 - faithful),
+            "gap": self._gaps(unit, method),
+            "completeness": left,
+        }
         return {name: np.trapezoid(values, self.shares, axis=1) for name, values in areas.items()}
 
 
@@ -286,7 +308,7 @@ class Case:
 
     def _nodes(self, fill: Float[np.ndarray, "feature"]):
         def scores(method, rng):
-            return node_scores(self.bundle, self.made, self.graph, method, rng)
+            return node_scores(self.bundle, self.made, self.graph, method, fill, rng)
 
         def run(kept: Bool[np.ndarray, "n feature"]) -> Float[np.ndarray, "n"]:
             return self.value(run_nodes(self.made, kept, fill))
@@ -294,15 +316,12 @@ class Case:
         return run, len(self.parts.act), scores
 
     def _edges(self, fill: Float[np.ndarray, "feature"]):
-        nodes = self.graph.nodes
-        feature = nodes.are("feature")
-        number = np.cumsum(feature) - 1
-        number[nodes.are("logit")] = len(self.parts.act)
-        edges = np.flatnonzero(feature[self.graph.source])
-        at = number[self.graph.target[edges]], number[self.graph.source[edges]]
+        row = circuit_row(self.graph)
+        edges = np.flatnonzero(self.graph.nodes.are("feature")[self.graph.source])
+        at = row[self.graph.target[edges]], row[self.graph.source[edges]]
 
         def scores(method, rng):
-            return edge_scores(self.bundle, self.made, self.graph, method, rng, edges)
+            return edge_scores(self.bundle, self.made, self.graph, method, fill, rng, edges)
 
         def run(kept: Bool[np.ndarray, "n edge"]) -> Float[np.ndarray, "n"]:
             logits = []

@@ -14,13 +14,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.axes import Axes
 
-AREAS = {
-    "cmd": "distance from the model (0 is best)",
-    "cpr": "faithfulness",
-    "completeness": "completeness (0 is best)",
-}
-STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-MARKERS = "osD^vP"
+AREAS = {"cmd": "distance", "gap": "of each prompt", "completeness": "completeness"}
+"""What the table shows, 0 being best in each; `cpr` is in the files."""
+
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 3)))
+MARKERS = "osD^vPX*"
 
 
 def methods_of(found: Faithfulness) -> list[str]:
@@ -37,19 +35,21 @@ def faithfulness_tables(found: Faithfulness) -> list[Table]:
         table = Table(
             title=f"Circuits of {unit} ({int(total.min())} to {int(total.max())} a prompt, {len(total)} prompts, "
             f"{found.settings['fill']} ablation, metric {found.settings['metric']})",
-            caption=f"areas over the share of {unit}, [95 % intervals over prompts]; Δ: {first} minus this, below 0 is "
-            "better for distance",
+            caption=f"areas over the share of {unit}, 0 is best [95 % intervals over prompts]; Δ: {first} minus this, "
+            "below 0 is better",
             title_justify="left",
             caption_justify="left",
         )
         table.add_column("chosen by")
-        for words in AREAS.values():
+        for name, words in AREAS.items():
             table.add_column(words, justify="right")
-        table.add_column("Δ distance", justify="right")
+            if name != "completeness":
+                table.add_column("Δ", justify="right")
         for method in methods:
-            areas = found.areas(unit, method)
-            ahead = "" if method == first else f"{found.against(unit, first, method)['cmd']:+.3f}"
-            table.add_row(method, *(f"{areas[name]:.3f}" for name in AREAS), ahead)
+            areas, ahead = found.areas(unit, method), found.against(unit, first, method)
+            cells = [f"{areas['cmd']:.3f}", f"{ahead['cmd']:+.3f}", f"{areas['gap']:.3f}", f"{ahead['gap']:+.3f}"]
+            cells[1::2] = ["", ""] if method == first else cells[1::2]
+            table.add_row(method, *cells, f"{areas['completeness']:.3f}")
         tables.append(table)
     return tables
 
