@@ -2,12 +2,13 @@
 
     python scripts/faithfulness.py --out runs/faithfulness
 
-The openings of the shipped stories, each cut to a length drawn at random, so that answers differ; three fills;
-circuits of features and of edges; the logit of the likeliest token. Tables go to the screen and to `tables.md`, every
-number to a directory a fill.
+Sentences of the shipped stories, one a story, each cut to a length drawn at random, so that answers differ; three
+fills; circuits of features and of edges; the logit of the likeliest token. Tables go to the screen and to `tables.md`,
+every number to a directory a fill.
 """
 
 import argparse
+import re
 import time
 from itertools import islice
 from pathlib import Path
@@ -15,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxcircuits import load_bundle
-from jaxcircuits.bulk import read_prompts
-from jaxcircuits.bundle import shipped_bundle
+from jaxcircuits.bundle import Bundle, shipped_bundle
+from jaxcircuits.corpus import read_corpus
 from jaxcircuits.graph import Faithfulness, Question, faithfulness
 from jaxcircuits.graph.faithfulness import FILLS, UNITS
 from jaxcircuits.report.graph_faithfulness import methods_of, write_faithfulness
@@ -27,13 +28,15 @@ AREAS = {
 }
 
 
-def questions(bundle, prompts: int, shortest: int, longest: int, seed: int) -> list[Question]:
-    """The openings of that many stories."""
-    read = read_prompts(bundle, corpus=str(shipped_bundle() / "stories.txt"), truncate=True)
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(shortest, longest + 1, prompts).tolist()
-    found = islice(read.each(lambda _: None), prompts)
-    return [Question(p.tokens[:n]) for p, n in zip(found, lengths, strict=True)]
+def questions(bundle: Bundle, prompts: int, shortest: int, longest: int, seed: int) -> list[Question]:
+    """The beginning of a sentence within each of that many stories; openings are much alike."""
+    rng, found = np.random.default_rng(seed), []
+    for story in islice(read_corpus(shipped_bundle() / "stories.txt"), prompts):
+        length = int(rng.integers(shortest, longest + 1))
+        sentences = [bundle.tokenize(sentence) for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", story)]
+        long = [ids for ids in sentences[1:] if len(ids) > length] or sentences
+        found.append(Question(long[int(rng.integers(len(long)))][:length]))
+    return found
 
 
 def area_table(measured: dict[str, Faithfulness], unit: str, area: str) -> str:
@@ -73,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", help="default: the weights that ship")
     parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--lengths", type=int, nargs=2, default=(8, 16), metavar=("SHORTEST", "LONGEST"))
+    parser.add_argument("--lengths", type=int, nargs=2, default=(8, 12), metavar=("SHORTEST", "LONGEST"))
     parser.add_argument("--fills", nargs="+", choices=FILLS, default=list(FILLS))
     parser.add_argument("--units", nargs="+", choices=UNITS, default=list(UNITS))
     parser.add_argument("--metric", default="logit")
@@ -84,22 +87,25 @@ def main() -> None:
     asked = questions(bundle, args.prompts, *args.lengths, args.seed)
     measured = {}
     for fill in args.fills:
-        found = faithfulness(
-            bundle, asked, metric=args.metric, fill=fill, units=args.units, seed=args.seed, quiet=False
-        )
+        found = faithfulness(bundle, asked, metric=args.metric, fill=fill, units=args.units, seed=args.seed, quiet=True)
         write_faithfulness(found, out / fill, overwrite=True)
         measured[fill] = found
         print(f"{fill}: {time.perf_counter() - start:.0f} s", flush=True)
+        report(measured, args, time.perf_counter() - start)
+
+
+def report(measured: dict[str, Faithfulness], args: argparse.Namespace, seconds: float) -> None:
+    """Prints the tables of what has been measured, and writes them."""
     tables = [area_table(measured, unit, area) for area in AREAS for unit in args.units]
     tables += [size_table(measured, unit) for unit in args.units]
     sizes = [int(n) for found in measured.values() for unit in args.units for n in found.sizes[unit]]
     note = (
         f"{args.prompts} prompts of {args.lengths[0]} to {args.lengths[1]} tokens, {min(sizes)} to {max(sizes)} "
-        f"{' or '.join(args.units)} each, {time.perf_counter() - start:.0f} s. Δ: the first way minus this, 95 % "
+        f"{' or '.join(args.units)} each, {seconds:.0f} s. Δ: the first way minus this, 95 % "
         "interval over prompts; below 0, the first is better."
     )
     text = "\n\n".join([*tables, note]) + "\n"
-    (out / "tables.md").write_text(text)
+    Path(args.out, "tables.md").write_text(text)
     print(text)
 
 

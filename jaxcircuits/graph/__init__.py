@@ -6,6 +6,7 @@ from jaxcircuits.graph.faithfulness import Faithfulness, Question, faithfulness
 from jaxcircuits.graph.graph import KINDS, LEAVES, PARTS, Graph, Nodes
 from jaxcircuits.graph.influence import Scores, edge_influence, effect, influence, scores
 from jaxcircuits.graph.interactions import FeatureAt, Interaction, conjunctions, interactions
+from jaxcircuits.graph.labels import Labels, read_labels
 from jaxcircuits.graph.prune import feature_node, leading_to, prune
 from jaxcircuits.graph.schema import schema_problems
 from jaxcircuits.graph.settings import GraphSettings
@@ -20,6 +21,7 @@ __all__ = [
     "Graph",
     "GraphSettings",
     "Interaction",
+    "Labels",
     "Nodes",
     "Question",
     "Scores",
@@ -34,6 +36,7 @@ __all__ = [
     "leading_to",
     "load_graph",
     "prune",
+    "read_labels",
     "save_graph",
     "schema_problems",
     "scores",

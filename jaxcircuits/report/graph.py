@@ -9,10 +9,13 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from jaxcircuits.bundle import Bundle
+from jaxcircuits.evaluation.logits import logit_effects
 from jaxcircuits.files import GRAPH, new_directory, write_bytes, write_json
 from jaxcircuits.graph import (
     Graph,
     Interaction,
+    Labels,
     edge_influence,
     effect,
     influence,
@@ -38,6 +41,7 @@ def write_graph_files(
     pairs: Sequence[Interaction] | None = None,
     slug: str = "graph",
     strict: bool = False,
+    hints: Labels | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a graph, its pruned part for the viewers, and that part drawn, whole or not at all.
@@ -51,12 +55,13 @@ def write_graph_files(
         pairs: From `conjunctions`: written, and drawn as arcs.
         slug: Its name in the viewers.
         strict: Whether that file's ids are circuit-tracer's own.
+        hints: What stands in viewers for the name of a feature that has none (`promoted_tokens`).
         overwrite: Whether to replace what is there.
 
     Raises:
         InputError: The place is taken, or strict ids are not unique.
     """
-    content = to_circuit_tracer(pruned, slug=slug, strict=strict)
+    content = to_circuit_tracer(pruned, slug=slug, strict=strict, hints=hints)
     with new_directory(out, overwrite, GRAPH) as new:
         write_graph(graph, new)
         write_bytes(new / CIRCUIT_TRACER, json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
@@ -66,6 +71,32 @@ def write_graph_files(
         for name in ("circuit.png", "circuit.svg"):
             with drawn(new / name, *circuit_size(shown)) as ax:
                 circuit(ax, shown, title=circuit_title(shown, graph), pairs=(pairs or ())[:ARCS_DRAWN])
+
+
+def promoted_tokens(bundle: Bundle, graph: Graph, n: int = 3) -> dict[tuple[str, int], str]:
+    """For each feature of a graph, the tokens that it promotes along the straight way to the logits, in words.
+
+    A hint, not a name. Features whose hook no linear map leads from to the logits have none.
+
+    >>> from jaxcircuits import load_bundle
+    >>> from jaxcircuits.graph import build_graph, prune
+    >>> from jaxcircuits.report.graph import promoted_tokens
+    >>> bundle = load_bundle()
+    >>> hints = promoted_tokens(bundle, prune(build_graph(bundle, "The dog was", top_logits=2)))
+    >>> all(" promotes " in hint for hint in hints.values())
+    True
+    """
+    found: dict[tuple[str, int], str] = {}
+    nodes = graph.nodes
+    for i in np.flatnonzero(nodes.are("feature")).tolist():
+        key = graph.saes[nodes.sae[i]], int(nodes.feature[i])
+        if key in found or bundle.tokenizer is None:
+            continue
+        effects = logit_effects(bundle, bundle.saes[key[0]], key[1])
+        if effects is not None:
+            tokens = bundle.token_strings(np.argsort(-effects[1], kind="stable")[:n])
+            found[key] = f"#{key[1]} promotes {', '.join(map(repr, tokens))}"
+    return found
 
 
 def conjunction_row(graph: Graph, pair: Interaction) -> dict[str, Any]:

@@ -19,6 +19,7 @@ AREAS = {"cmd": "distance", "gap": "of each prompt", "completeness": "completene
 
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (8, 3)))
 MARKERS = "osD^vPX*"
+LINES = (*COLOURS[:6], "#000000", GREY)  # yellow is lost on white
 
 
 def methods_of(found: Faithfulness) -> list[str]:
@@ -104,7 +105,7 @@ def curves(ax: "Axes", found: Faithfulness, unit: str, *, complete: bool) -> "Ax
     for number, method in enumerate(methods_of(found)):
         estimates = found.curve(unit, method, complete=complete)
         value, lower, upper = (np.array([getattr(e, name) for e in estimates]) for name in ("value", "low", "high"))
-        look: Any = {"color": COLOURS[number % len(COLOURS)], "ls": STYLES[number % len(STYLES)]}
+        look: Any = {"color": LINES[number % len(LINES)], "ls": STYLES[number % len(STYLES)]}
         ax.plot(shares, value, marker=MARKERS[number % len(MARKERS)], ms=3.5, lw=1.5, label=method, **look)
         if number == 0:  # the others' would hide each other; the table has every interval
             ax.fill_between(shares, lower, upper, color=look["color"], alpha=0.15, lw=0, label="its 95 % interval")
@@ -112,7 +113,7 @@ def curves(ax: "Axes", found: Faithfulness, unit: str, *, complete: bool) -> "Ax
     name = "completeness (model without the circuit)" if complete else "faithfulness"
     smallest = float(shares[shares > 0].min())
     ax.set_xscale("symlog", linthresh=smallest)
-    ticks = [s for s in shares.tolist() if s in (0.0, smallest, 0.1, 0.5, 1.0) or len(shares) < 8]
+    ticks = [s for s in shares.tolist() if s in (0.0, smallest, 0.01, 0.1, 0.5, 1.0) or len(shares) < 8]
     ax.set_xticks(ticks, [f"{100 * t:g}%" for t in ticks])
     ax.minorticks_off()
     margin = 0.12 * (high - low)

@@ -1,17 +1,17 @@
 """What the page carries: a graph as columns of short numbers, nodes in rows by layer, edges strongest first."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxcircuits.evaluation import FeatureSummary
-from jaxcircuits.graph import KINDS, Graph, edge_influence, influence, scores
+from jaxcircuits.graph import KINDS, Graph, Labels, edge_influence, influence, scores
 from jaxcircuits.graph.influence import CONSTANT, logit_weights
 
-SHOWN = 1000
+SHOWN = 300
 """Edges that a page draws when it opens: what a person can still read."""
 
 MOST = 20_000
@@ -31,9 +31,6 @@ KIND_NAMES = {
     "logit": "logits",
 }
 
-Labels = Mapping[tuple[str, int], str]
-"""Names that people gave to features, by SAE and number."""
-
 
 def content(
     graph: Graph,
@@ -50,7 +47,7 @@ def content(
     Args:
         graph: Any graph, whole or pruned.
         cards: Descriptions of some of its features.
-        labels: Names of some of them.
+        labels: Names of some of them, besides those that the graph has.
         shown: Edges drawn at first: those of most influence, or where there are no logits of largest |weight|.
         most: Edges that the page carries, first by either; the rest is added to `cut`.
         corpus: What the descriptions were read from, in words.
@@ -63,6 +60,7 @@ def content(
     >>> [row["title"] for row in data["rows"]], data["tokens"][1:]
     (['embeddings', 'layer 0', 'layer 1', 'logits'], ['The', ' dog', ' was'])
     """
+    graph = graph.labelled(labels or {})
     logits = bool(graph.nodes.are("logit").any())
     about, important = _about(graph, most), importance(graph)
     through = edge_influence(graph) if logits else np.zeros(len(graph.weight))
@@ -108,8 +106,9 @@ def content(
         "cards": {f"{graph.saes.index(card.sae)}:{card.feature}": _card(card) for card in cards},
         "labels": {
             f"{graph.saes.index(sae)}:{feature}": text
-            for (sae, feature), text in (labels or {}).items()
+            for sae, names in graph.settings.get("labels", {}).items()
             if sae in graph.saes
+            for feature, text in names.items()
         },
     }
 
