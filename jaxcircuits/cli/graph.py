@@ -27,6 +27,7 @@ jaxcircuits graph --prompt "The dog was very" --derivative exact --parts --top-k
 jaxcircuits graph --prompt "The dog was very" --node-threshold 0.9 --json --out runs/dog
 jaxcircuits graph --prompt "The dog was very" --conjunctions --out runs/dog     # drivers that need each other
 jaxcircuits graph --prompt "The dog was very" --leading-to 880 --out runs/dog   # draw what leads to a feature
+jaxcircuits graph --faithfulness --prompt "The dog was very" --out runs/ablated  # how much of it a circuit holds
 jaxcircuits graph --faithfulness --out runs/faithfulness       # the openings of the shipped stories
 jaxcircuits graph --faithfulness --corpus stories.txt --prompts 16 --fill mean --metric probability --out runs/mean""",
     )
@@ -159,11 +160,11 @@ def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) 
             print_tables(conjunction_table(graph, pairs, args.show))
         found = scores(graph)
         print(
-            f"{len(graph.nodes):,} nodes, {len(graph.weight):,} edges; pruned {len(pruned.nodes):,} and "
+            f"{len(graph.nodes):,} nodes, {len(graph.weight):,} edges; pruned to {len(pruned.nodes):,} and "
             f"{len(pruned.weight):,} · replacement {found.replacement:.3f}, completeness {found.completeness:.3f} · "
             f"derivative {args.derivative}"
         )
-        print(f"written to {args.out}")
+        print(f"written to {args.out}; see circuit.png there, or jaxcircuits view {args.out} for a page to explore")
 
 
 def _measure(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxcircuits.attribution.selection import bucket
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.graph.build import CHUNK, Prepared
 from jaxcircuits.graph.direct import Factors, Leaves, Wiring, feature_value, logits_of
@@ -22,6 +23,9 @@ from jaxcircuits.types import ModelWeights
 
 CIRCUITS_AT_ONCE = 8
 """Circuits of nodes that are run together."""
+
+LEAST = 16
+"""Targets of edges that are run together, at least."""
 
 
 class Parts(NamedTuple):
@@ -148,10 +152,11 @@ def run_edges(
     for s, sae in enumerate(made.saes):
         if not made.wiring.cuts(s):
             continue
-        mine = np.flatnonzero(parts.sae == s)
+        mine = np.flatnonzero((parts.sae == s) & kept.any(axis=0))  # the others are seen at their fill
         for first in range(0, len(mine), CHUNK):
             chunk = mine[first : first + CHUNK]
-            filled = np.pad(chunk, (0, CHUNK - len(chunk)), mode="edge")
+            size = min(CHUNK, bucket(len(chunk), LEAST))
+            filled = np.pad(chunk, (0, size - len(chunk)), mode="edge")
             pos, which = (jnp.asarray(column[filled], jnp.int32) for column in (parts.pos, parts.number))
             pre_acts = _feature_values(
                 made.params, sae, made.tokens, made.leaves, made.factors, factors(filled), pos, which,

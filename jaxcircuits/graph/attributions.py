@@ -15,10 +15,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from jaxcircuits.attribution.selection import bucket
 from jaxcircuits.config import ModelConfig
-from jaxcircuits.graph.ablation import Parts, circuit_logits, parts_of, slotted, spread
+from jaxcircuits.graph.ablation import LEAST, Parts, circuit_logits, parts_of, slotted, spread
 from jaxcircuits.graph.build import Prepared
 from jaxcircuits.graph.direct import feature_edges, logit_edges
 from jaxcircuits.sae import SAE
@@ -109,7 +110,7 @@ def _kept_gradients(
 
 
 def edge_attributions(
-    made: Prepared, fill: Fill, derivative: str = "integrated"
+    made: Prepared, fill: Fill, derivative: str = "integrated", *, leads_on: Bool[np.ndarray, "feature"] | None = None
 ) -> Float[np.ndarray, "target feature"]:
     """What the graph's first logit owes to each edge from a feature: rows are features, and last the logit.
 
@@ -120,18 +121,23 @@ def edge_attributions(
         made: The prompt, whose wiring is of exact derivatives.
         fill: What the source of an edge that is not kept is taken for.
         derivative: `"exact"`: in the model as it is. `"integrated"`: the mean while all edges rise from their fill.
+        leads_on: Which features have an edge to another node; edges into the others are owed nothing and not looked at.
     """
     parts, points, weights = parts_of(made), np.ones(1), np.ones(1)
     if derivative == "integrated":
         points, weights = np.polynomial.legendre.leggauss(EDGE_POINTS)
         points, weights = (points + 1) / 2, weights / 2
+    if leads_on is None:
+        leads_on = np.ones(len(fill), bool)
     found = np.zeros((len(fill) + 1, len(fill)))
     for point, weight in zip(points.tolist(), weights.tolist(), strict=True):
-        found += weight * _edges_at(made, parts, fill, point)
+        found += weight * _edges_at(made, parts, fill, point, leads_on)
     return found
 
 
-def _edges_at(made: Prepared, parts: Parts, fill: Fill, point: float) -> Float[np.ndarray, "target feature"]:
+def _edges_at(
+    made: Prepared, parts: Parts, fill: Fill, point: float, leads_on: Bool[np.ndarray, "feature"]
+) -> Float[np.ndarray, "target feature"]:
     """Attributions at one point of the line: direct edges forwards, then the logit's derivative backwards."""
     n, size = len(parts.act), made.chunk()
     now, direct = parts.act.astype(np.float64), np.zeros((n + 1, n))
@@ -145,12 +151,12 @@ def _edges_at(made: Prepared, parts: Parts, fill: Fill, point: float) -> Float[n
         )
 
     for s, sae in enumerate(made.saes):
-        mine, seen = np.flatnonzero(parts.sae == s), factors()
+        mine, seen = np.flatnonzero((parts.sae == s) & leads_on), factors()
         if not made.wiring.cuts(s):
             continue
         for first in range(0, len(mine), size):
             chunk = mine[first : first + size]
-            filled = np.pad(chunk, (0, size - len(chunk)), mode="edge")
+            filled = np.pad(chunk, (0, min(size, bucket(len(chunk), LEAST)) - len(chunk)), mode="edge")
             pos, which = (jnp.asarray(column[filled], jnp.int32) for column in (parts.pos, parts.number))
             values, rows = feature_edges(
                 made.params, sae, made.tokens, made.leaves, seen, pos, which, wiring=made.wiring, number=s

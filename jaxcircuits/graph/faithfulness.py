@@ -32,7 +32,7 @@ from jaxcircuits.graph.graph import Graph
 from jaxcircuits.graph.rankings import METHODS, circuit_row, edge_scores, node_scores
 from jaxcircuits.graph.settings import GraphSettings, Token
 from jaxcircuits.progress import progress
-from jaxcircuits.statistics import Estimate
+from jaxcircuits.statistics import Estimate, without_nan
 
 METRICS = ("logit", "difference", "probability")
 FILLS = ("zero", "mean", "resample")
@@ -81,7 +81,7 @@ class Faithfulness:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def curve(self, unit: str, method: str, *, complete: bool = False) -> list[Estimate]:
-        """Faithfulness (or completeness) at each share, with intervals over prompts."""
+        """Faithfulness (or completeness) at each share, with intervals over prompts; of one prompt without."""
         values = self._ratios(self.complement if complete else self.circuit, unit, method)
         return [_estimate(values[:, i]) for i in range(values.shape[1])]
 
@@ -120,7 +120,7 @@ class Faithfulness:
     def _samples(self) -> Int[np.ndarray, "sample prompt"]:
         """All prompts first, then resampled ones."""
         n, rng = len(self.model), np.random.default_rng(0)
-        return np.concatenate([np.arange(n)[None], rng.integers(0, n, (RESAMPLES, n))])
+        return np.concatenate([np.arange(n)[None], rng.integers(0, n, (RESAMPLES if n > 1 else 0, n))])
 
     def _ratios(self, metric: Mapping, unit: str, method: str) -> Float[np.ndarray, "sample share"]:
         samples, empty = self._samples(), self.empty[unit]
@@ -145,12 +145,14 @@ class Faithfulness:
 
 
 def _estimate(values: Float[np.ndarray, "sample"]) -> Estimate:
+    if len(values) == 1:
+        return Estimate(float(values[0]), np.nan, np.nan)
     low, high = np.quantile(values[1:], [0.025, 0.975])
     return Estimate(float(values[0]), float(low), float(high))
 
 
-def _row(e: Estimate) -> list[float]:
-    return [e.value, e.low, e.high]
+def _row(e: Estimate) -> list[float | None]:
+    return without_nan([e.value, e.low, e.high])
 
 
 def faithfulness(
@@ -170,7 +172,7 @@ def faithfulness(
 
     Args:
         bundle: Model and SAEs.
-        questions: Prompts and what is asked of them.
+        questions: Prompts and what is asked of them; with one there are no intervals.
         metric: `"logit"` of the answer, the mean over the vocabulary taken off; `"difference"` from the foil's; or
             `"probability"` of the answer.
         fill: What an ablated feature takes: `"zero"`; its `"mean"` over the prompts; or `"resample"`, what it is at
@@ -195,8 +197,9 @@ def faithfulness(
     for what, words, allowed in (("metric", [metric], METRICS), ("fill", [fill], FILLS), ("units", units, UNITS)):
         _check(what, words, allowed)
     _check("methods", methods, METHODS)
-    if len(questions) < 2:
-        raise InputError(f"intervals are over prompts, so give at least two, got {len(questions)}.")
+    least = 2 if fill == "resample" else 1
+    if len(questions) < least:
+        raise InputError(f"{fill} ablation takes at least {least} prompt{'s' * (least > 1)}, got {len(questions)}.")
     sizes = np.unique(np.clip(np.asarray(shares, float), 0, 1))
     rng = np.random.default_rng(seed)
     with progress(quiet) as bar, jax.default_matmul_precision("highest"):

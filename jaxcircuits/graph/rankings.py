@@ -74,7 +74,9 @@ def edge_scores(
     source, target = graph.source[edges], graph.target[edges]
     if method.endswith("attribution"):
         row = circuit_row(graph)
-        return np.abs(edge_attributions(made, fill, DERIVATIVES[method])[row[target], row[source]])
+        leads_on = np.isin(np.arange(len(fill)), row[source])
+        found = edge_attributions(made, fill, DERIVATIVES[method], leads_on=leads_on)
+        return np.abs(found[row[target], row[source]])
     if method == "effect":
         above = np.ones(len(graph.nodes))
         features = graph.nodes.are("feature")

@@ -10,9 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxcircuits.bundle import Bundle
+from jaxcircuits.errors import InputError
 from jaxcircuits.evaluation.logits import logit_effects
-from jaxcircuits.files import GRAPH, new_directory, write_bytes, write_json
+from jaxcircuits.files import GRAPH, new_directory, read_json, write_bytes, write_json
 from jaxcircuits.graph import (
+    FeatureAt,
     Graph,
     Interaction,
     Labels,
@@ -103,6 +105,24 @@ def conjunction_row(graph: Graph, pair: Interaction) -> dict[str, Any]:
     """A pair of drivers as JSON has it."""
     ends = {n: getattr(pair, n)._asdict() | {"token": graph.token_strings[getattr(pair, n).pos]} for n in _ENDS}
     return {**pair._asdict(), **ends, "kind": pair.kind}
+
+
+def read_conjunctions(path: str | os.PathLike) -> list[Interaction]:
+    """The pairs that `write_graph_files` wrote.
+
+    Raises:
+        InputError: The file holds something else.
+    """
+    try:
+        return [
+            Interaction(
+                **{n: FeatureAt(str(row[n]["sae"]), int(row[n]["pos"]), int(row[n]["feature"])) for n in _ENDS},
+                **{name: float(row[name]) for name in Interaction._fields if name not in _ENDS},
+            )
+            for row in read_json(path, "conjunctions")
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} is no file of conjunctions; run jaxcircuits graph --conjunctions again.") from None
 
 
 def conjunction_table(graph: Graph, pairs: Sequence[Interaction], n: int) -> Table:

@@ -189,6 +189,15 @@ def test_curves_and_areas_by_hand() -> None:
     assert found.to_json()["nodes"]["methods"]["random"]["faithfulness"][1][0] == 0.0
 
 
+def test_one_prompt_has_no_intervals() -> None:
+    key, circuit = ("nodes", "effect"), np.array([[1.0, 4.0, 5.0]])
+    shares, model, empty = np.array([0.0, 0.5, 1.0]), np.array([5.0]), {"nodes": np.array([1.0])}
+    found = Faithfulness(shares, {key: circuit}, {key: circuit}, model, empty, {"nodes": np.array([4])})
+    middle = found.curve("nodes", "effect")[1]
+    assert middle.value == 0.75 and np.isnan([middle.low, middle.high]).all()
+    assert found.to_json()["nodes"]["methods"]["effect"]["gap"][1] == [0.25, None, None]
+
+
 def test_fills(made: Case) -> None:
     assert not _fills([made, made], "zero", np.random.default_rng(0))[0].any()
     parts, acts = made.parts, made.made.acts
@@ -208,7 +217,7 @@ def test_fills(made: Case) -> None:
         ({"fill": "noise"}, "fill must be of"),
         ({"methods": []}, "methods: expected at least one"),
         ({"units": ["heads"]}, "units must be of"),
-        ({}, "at least two, got 1"),
+        ({"fill": "resample"}, "takes at least 2 prompts, got 1"),
     ],
 )
 def test_what_cannot_be_measured_is_said(asked: dict[str, Any], sentence: str, made: Case) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxcircuits.evaluation import FeatureSummary
-from jaxcircuits.graph import KINDS, Graph, Labels, edge_influence, influence, scores
+from jaxcircuits.graph import KINDS, Graph, Interaction, Labels, edge_influence, influence, scores
 from jaxcircuits.graph.influence import CONSTANT, logit_weights
+from jaxcircuits.graph.interactions import feature_at
 
 SHOWN = 300
 """Edges that a page draws when it opens: what a person can still read."""
@@ -36,6 +37,7 @@ def content(
     graph: Graph,
     cards: Sequence[FeatureSummary] = (),
     labels: Labels | None = None,
+    pairs: Sequence[Interaction] = (),
     *,
     shown: int = SHOWN,
     most: int = MOST,
@@ -48,6 +50,7 @@ def content(
         graph: Any graph, whole or pruned.
         cards: Descriptions of some of its features.
         labels: Names of some of them, besides those that the graph has.
+        pairs: Pairs of drivers, from `conjunctions`, the largest first.
         shown: Edges drawn at first: those of most influence, or where there are no logits of largest |weight|.
         most: Edges that the page carries, first by either; the rest is added to `cut`.
         corpus: What the descriptions were read from, in words.
@@ -69,6 +72,7 @@ def content(
     graph, through, important = graph.keep(kept, edges), through[edges], important[kept]
     nodes = graph.nodes
     ranked = np.argsort(-np.abs(graph.weight), kind="stable")
+    number = {feature_at(graph, int(i)): int(i) for i in np.flatnonzero(nodes.are("feature"))}
     kinds = [kind for kind in KINDS if (nodes.kind == kind).any()]
     return {
         "about": about,
@@ -103,6 +107,11 @@ def content(
             "influence": short(through[ranked]) if logits else [],
             "parts": {name: short(part[ranked]) for name, part in graph.parts.items()},
         },
+        "pairs": [
+            [*(number[end] for end in (p.target, p.a, p.b)), *short(np.array([p.interaction]))]
+            for p in pairs
+            if {p.target, p.a, p.b} <= set(number) and p.interaction
+        ],
         "cards": {f"{graph.saes.index(card.sae)}:{card.feature}": _card(card) for card in cards},
         "labels": {
             f"{graph.saes.index(sae)}:{feature}": text
