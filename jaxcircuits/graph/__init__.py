@@ -1,8 +1,9 @@
 """From edges to circuits."""
 
 from jaxcircuits.graph.build import build_graph
+from jaxcircuits.graph.curves import Faithfulness
 from jaxcircuits.graph.exchange import to_circuit_tracer, to_networkx
-from jaxcircuits.graph.faithfulness import Faithfulness, Question, faithfulness
+from jaxcircuits.graph.faithfulness import Question, faithfulness
 from jaxcircuits.graph.graph import KINDS, LEAVES, PARTS, Graph, Nodes
 from jaxcircuits.graph.influence import Scores, edge_influence, effect, influence, scores
 from jaxcircuits.graph.interactions import FeatureAt, Interaction, conjunctions, interactions
