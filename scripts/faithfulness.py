@@ -84,7 +84,8 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     bundle, out, start = load_bundle(args.bundle), Path(args.out), time.perf_counter()
-    asked = questions(bundle, args.prompts, *args.lengths, args.seed)
+    shortest, longest = args.lengths
+    asked = questions(bundle, args.prompts, shortest, longest, args.seed)
     measured = {}
     for fill in args.fills:
         found = faithfulness(bundle, asked, metric=args.metric, fill=fill, units=args.units, seed=args.seed, quiet=True)

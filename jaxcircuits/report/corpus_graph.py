@@ -78,8 +78,15 @@ def draw_edges(path: Path, graph: CorpusGraph, edges: Sequence[Edge], title: str
         tokens = any(e.source.sae == TOKEN for e in shown)
         colours = {"drives": BLUE, "suppresses": ORANGE, **({"a token leads to": GREY} if tokens else {})}
         lines = [Line2D([], [], color=colour, lw=2, label=word) for word, colour in colours.items()]
-        legend = ax.legend(handles=lines, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8.5)
-        legend.set_title("the wider, the larger a share of what enters the target", {"size": 8.5})
+        words = "the wider, the larger a share of what enters the target"
+        look: Any = {
+            "loc": "upper center",
+            "bbox_to_anchor": (0.5, 0.0),
+            "ncols": 3,
+            "fontsize": 8.5,
+            "title_fontsize": 8.5,
+        }
+        ax.legend(handles=lines, title=words, **look)
         for spine in ax.spines.values():
             spine.set_visible(False)
 

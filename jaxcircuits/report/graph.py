@@ -114,13 +114,12 @@ def read_conjunctions(path: str | os.PathLike) -> list[Interaction]:
         InputError: The file holds something else.
     """
     try:
-        return [
-            Interaction(
-                **{n: FeatureAt(str(row[n]["sae"]), int(row[n]["pos"]), int(row[n]["feature"])) for n in _ENDS},
-                **{name: float(row[name]) for name in Interaction._fields if name not in _ENDS},
-            )
-            for row in read_json(path, "conjunctions")
-        ]
+        found = []
+        for row in read_json(path, "conjunctions"):
+            ends = {n: FeatureAt(str(row[n]["sae"]), int(row[n]["pos"]), int(row[n]["feature"])) for n in _ENDS}
+            numbers: Any = {name: float(row[name]) for name in Interaction._fields if name not in _ENDS}
+            found.append(Interaction(**ends, **numbers))
+        return found
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path} is no file of conjunctions; run jaxcircuits graph --conjunctions again.") from None
 
