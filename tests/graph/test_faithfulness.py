@@ -135,8 +135,8 @@ def test_attributions_of_edges_add_up_to_what_ablating_all_does(made: Case, x64:
     graph = build_graph(made.bundle, made.graph.tokens, **settings)
     edges, row = np.flatnonzero(graph.nodes.are("feature")[graph.source]), circuit_row(graph)
     exact = edge_attributions(made.made, np.zeros(n), "exact")
-    assert np.count_nonzero(exact) == len(edges)
-    expected = edge_effect(graph)[edges]
+    expected = edge_effect(graph)[edges]  # none of an edge into a feature from which no edge leads on
+    assert np.count_nonzero(exact) == np.count_nonzero(expected) > 200
     difference = exact[row[graph.target[edges]], row[graph.source[edges]]] - expected
     assert np.abs(difference).max() <= TOLERANCE * np.abs(expected).max()
 
