@@ -1,11 +1,11 @@
 """`jaxcircuits circuits`."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from jaxcircuits.cli.common import add_command, common_options, count, named
+from jaxcircuits.cli.answers import answer_options, show
+from jaxcircuits.cli.common import add_command, count, named
 from jaxcircuits.errors import InputError
 
 
@@ -36,11 +36,7 @@ jaxcircuits circuits runs/0to1 runs/1to2 --paths 17 880 --json     # runs whose 
         "--min-effect", type=float, default=0.0, metavar="X", help="|shrunk mean| strictly above (default 0)"
     )
     sub.add_argument("--min-lift", type=float, default=2.0, metavar="X", help="of a token and a feature (default 2)")
-    sub.add_argument("--limit", type=count, default=20, metavar="N", help="rows (default 20)")
-    sub.add_argument("--json", action="store_true", help="print JSON in place of tables")
-    sub.add_argument("--figure", type=named, metavar="FILE", help="draw it: .png, .svg or .pdf")
-    sub.add_argument("--overwrite", action="store_true", help="replace what is at --figure")
-    common_options(sub, out=False)
+    answer_options(sub)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -48,13 +44,9 @@ def run(args: argparse.Namespace) -> None:
     from jaxcircuits.bulk import load_run
     from jaxcircuits.graph.corpus import TOKEN, Kept, corpus_graph, edge_json, token_of, unit_of
     from jaxcircuits.report.corpus_graph import draw_edges, edges_table, paths_table
-    from jaxcircuits.report.plots import FORMATS
-    from jaxcircuits.report.tables import print_tables
+    from jaxcircuits.report.plots import check_figures
 
-    if args.figure and Path(args.figure).suffix not in FORMATS:
-        raise InputError(f"--figure: expected a name that ends in {', '.join(FORMATS)}, got {args.figure}.")
-    if args.figure and Path(args.figure).exists() and not args.overwrite:
-        raise InputError(f"--figure: {args.figure} exists already; pass --overwrite to replace it or name another.")
+    check_figures([args.figure], overwrite=args.overwrite)
     kept = Kept(args.min_stories, args.max_q, args.min_effect, args.min_lift)
     graph = corpus_graph([load_run(path) for path in args.dirs], kept)
     paths = None
@@ -73,17 +65,14 @@ def run(args: argparse.Namespace) -> None:
         unit = unit_of(graph, args.edges_of, last=True)
         title, edges = f"Edges of {graph.label(unit)}", graph.of(unit)
     else:
-        title = f"{len(graph.edges):,} edges recur; those of largest |weight|"
+        title = f"{len(graph.edges):,} edges recur"
         edges = sorted((e for e in graph.edges if e.source.sae != TOKEN), key=lambda e: -abs(e.weight))
     if not edges:
         raise InputError(f"{title}: nothing recurs; ask for less (--min-stories, --max-q, --min-effect).")
     if args.figure:
         draw_edges(Path(args.figure), graph, edges, title)
-    if args.json:
-        answer: dict[str, Any] = {"saes": graph.saes, "edges": [edge_json(graph, e) for e in edges[: args.limit]]}
-        if paths is not None:
-            answer["paths"] = [{"score": p.score, "edges": [edge_json(graph, e) for e in p.edges]} for p in paths]
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
-    elif not args.quiet:
-        table = edges_table(graph, edges[: args.limit], title) if paths is None else paths_table(graph, paths, title)
-        print_tables(table)
+    answer: dict[str, Any] = {"saes": graph.saes, "edges": [edge_json(graph, e) for e in edges[: args.limit]]}
+    if paths is not None:
+        answer["paths"] = [{"score": p.score, "edges": [edge_json(graph, e) for e in p.edges]} for p in paths]
+    table = edges_table(graph, edges[: args.limit], title) if paths is None else paths_table(graph, paths, title)
+    show(args, answer, [table])

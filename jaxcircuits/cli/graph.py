@@ -27,6 +27,7 @@ jaxcircuits graph --prompt "The dog was very" --derivative exact --parts --top-k
 jaxcircuits graph --prompt "The dog was very" --node-threshold 0.9 --json --out runs/dog
 jaxcircuits graph --prompt "The dog was very" --conjunctions --out runs/dog     # drivers that need each other
 jaxcircuits graph --prompt "The dog was very" --leading-to 880 --out runs/dog   # draw what leads to a feature
+jaxcircuits graph --faithfulness --prompt "The dog was very" --out runs/ablated  # how much of it a circuit holds
 jaxcircuits graph --faithfulness --out runs/faithfulness       # the openings of the shipped stories
 jaxcircuits graph --faithfulness --corpus stories.txt --prompts 16 --fill mean --metric probability --out runs/mean""",
     )
@@ -63,6 +64,7 @@ jaxcircuits graph --faithfulness --corpus stories.txt --prompts 16 --fill mean -
         metavar="N",
         help="ablate the N strongest drivers of what is drawn by twos: which need each other (default 6)",
     )
+    sub.add_argument("--labels", type=named, metavar="FILE", help='names of features: {"SAE": {"880": "colours"}}')
     sub.add_argument("--strict-ids", action="store_true", help="circuit-tracer's own ids, where they are unique")
     sub.add_argument("--show", type=count, default=12, metavar="N", help="nodes and edges to print (default 12)")
     sub.add_argument("--json", action="store_true", help="print JSON in place of tables")
@@ -105,8 +107,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) -> None:
     from jaxcircuits.bulk import read_prompts
-    from jaxcircuits.graph import build_graph, conjunctions, feature_node, leading_to, prune, scores
-    from jaxcircuits.report.graph import conjunction_table, graph_json, graph_tables, write_graph_files
+    from jaxcircuits.graph import build_graph, conjunctions, feature_node, leading_to, prune, read_labels, scores
+    from jaxcircuits.graph.build import chosen_saes
+    from jaxcircuits.report.graph import conjunction_table, graph_json, graph_tables, promoted_tokens, write_graph_files
     from jaxcircuits.report.tables import print_tables
 
     if args.corpus or not (args.prompt or args.prompt_ids):
@@ -114,6 +117,7 @@ def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) 
     ids = read_prompts(bundle, texts=args.prompt or (), ids_file=args.prompt_ids).ids
     if len(ids) > 1:
         raise InputError(f"a graph is of one prompt, got {len(ids)}; run the command for each.")
+    labels = read_labels(args.labels, chosen_saes(bundle, settings["saes"])) if args.labels else {}
     graph = build_graph(
         bundle,
         ids[0],
@@ -126,7 +130,7 @@ def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) 
         min_weight=args.min_weight,
         parts=args.parts,
         **settings,
-    )
+    ).labelled(labels)
     thresholds = {"node_threshold": args.node_threshold, "edge_threshold": args.edge_threshold}
     pruned = shown = prune(graph, **thresholds)
     whole = graph
@@ -145,6 +149,7 @@ def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) 
         pairs=pairs,
         slug="".join(graph.token_strings[1:8]),
         strict=args.strict_ids,
+        hints=promoted_tokens(bundle, pruned),
         overwrite=args.overwrite,
     )
     if args.json:
@@ -155,11 +160,11 @@ def _draw(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) 
             print_tables(conjunction_table(graph, pairs, args.show))
         found = scores(graph)
         print(
-            f"{len(graph.nodes):,} nodes, {len(graph.weight):,} edges; pruned {len(pruned.nodes):,} and "
+            f"{len(graph.nodes):,} nodes, {len(graph.weight):,} edges; pruned to {len(pruned.nodes):,} and "
             f"{len(pruned.weight):,} · replacement {found.replacement:.3f}, completeness {found.completeness:.3f} · "
             f"derivative {args.derivative}"
         )
-        print(f"written to {args.out}")
+        print(f"written to {args.out}; see circuit.png there, or jaxcircuits view {args.out} for a page to explore")
 
 
 def _measure(args: argparse.Namespace, bundle: "Bundle", settings: dict[str, Any]) -> None:

@@ -1,14 +1,12 @@
 """`jaxcircuits top`."""
 
 import argparse
-import csv
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcircuits.cli.common import add_command, common_options, count, named, warn
+from jaxcircuits.cli.answers import answer_options, show
+from jaxcircuits.cli.common import add_command, count, named, warn
 from jaxcircuits.errors import InputError
 
 
@@ -47,13 +45,7 @@ jaxcircuits top runs/stories --prompt-row 3 --csv > edges.csv""",
         help="leave out pairs of fewer prompts (default: as the run was judged)",
     )
     sub.add_argument("--offset", type=count, metavar="N", help="target position minus source position (default: any)")
-    sub.add_argument("--limit", type=count, default=20, metavar="N", help="rows (default 20)")
-    form = sub.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON in place of tables")
-    form.add_argument("--csv", action="store_true", help="print the rows as CSV in place of tables")
-    sub.add_argument("--figure", type=named, metavar="FILE", help="draw it: .png, .svg or .pdf")
-    sub.add_argument("--overwrite", action="store_true", help="replace what is at --figure")
-    common_options(sub, out=False)
+    answer_options(sub)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -61,12 +53,9 @@ def run(args: argparse.Namespace) -> None:
     from jaxcircuits.bulk import load_run
     from jaxcircuits.bulk import questions as q
     from jaxcircuits.report import top
-    from jaxcircuits.report.plots import FORMATS
+    from jaxcircuits.report.plots import check_figures
 
-    if args.figure and Path(args.figure).suffix not in FORMATS:
-        raise InputError(f"--figure: expected a name that ends in {', '.join(FORMATS)}, got {args.figure}.")
-    if args.figure and Path(args.figure).exists() and not args.overwrite:
-        raise InputError(f"--figure: {args.figure} exists already; pass --overwrite to replace it or name another.")
+    check_figures([args.figure], overwrite=args.overwrite)
     run = load_run(args.dir)
     order = q.Order(args.by, args.sign, args.min_stories, args.offset, args.limit)
     quiet = args.quiet or args.json or args.csv
@@ -75,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         rows = top.example_rows(edges, prompt)
         _any(rows, f"prompt {args.prompt_row} has no such edge; try another --sign or --offset.")
         title = f"Strongest edges of prompt {args.prompt_row}, by |attribution|"
-        _show(args, {"edges": rows}, [top.example_table(rows, title, features=True)])
+        show(args, {"edges": rows}, [top.example_table(rows, title, features=True)])
         if args.figure:
             top.draw_prompt(Path(args.figure), rows, args.prompt_row)
         return
@@ -86,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     if args.pair:
         answer = q.pair(run, found, source, target, order, quiet=quiet)
         rows = top.example_rows(answer.examples, answer.prompts)
-        _show(
+        show(
             args, {"statistics": answer.statistics.to_pylist(), "edges": rows}, top.pair_tables(answer, source, target)
         )
         if args.figure:
@@ -97,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     end, feature = ("source", target) if source is None else ("target", source)
     least = found.min_stories if args.min_stories is None else args.min_stories
     _any(rows, _nothing(found.table.num_rows, end, feature, least))
-    _show(args, {"statistics": rows}, [top.feature_table(rows, end, feature, order)])
+    show(args, {"statistics": rows}, [top.feature_table(rows, end, feature, order)])
     if args.figure:
         top.draw_features(Path(args.figure), rows, end, feature)
 
@@ -115,21 +104,3 @@ def _nothing(pairs: int, end: str, feature: int, least: int) -> str:
 def _any(rows: Sequence[Any], sentence: str) -> None:
     if not len(rows):
         raise InputError(sentence)
-
-
-def _show(args: argparse.Namespace, answer: dict[str, list[dict[str, Any]]], tables: Sequence[Any]) -> None:
-    """Prints tables, or JSON, or the last list of rows as CSV."""
-    from jaxcircuits.report.tables import print_tables
-
-    if args.json:
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
-    elif args.csv:
-        rows = list(answer.values())[-1]
-        rows = [
-            {k: json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for k, v in r.items()} for r in rows
-        ]
-        writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    elif not args.quiet:
-        print_tables(*tables)

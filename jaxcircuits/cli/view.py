@@ -56,20 +56,24 @@ jaxcircuits view runs/stories --prompt-row 3 --out third.html    # a run of jaxc
 
 def run(args: argparse.Namespace) -> None:
     """Runs the command."""
-    from jaxcircuits.report.edge_figures import check_figures, draw_edge_values, draw_heat_map
+    from jaxcircuits.graph import read_labels
+    from jaxcircuits.report.edge_figures import draw_edge_values, draw_heat_map
     from jaxcircuits.report.explorer import content, write_page
-    from jaxcircuits.report.explorer.labels import read_labels
     from jaxcircuits.report.explorer.page import check_page
+    from jaxcircuits.report.graph import CONJUNCTIONS, read_conjunctions
+    from jaxcircuits.report.plots import check_figures
 
     out = Path(args.out or Path(args.dir) / PAGE)
     graph = _pruned(_graph(args), args)
     check_page(out, overwrite=args.overwrite)
     check_figures((args.heat_map, args.edge_values), overwrite=args.overwrite)
-    labels = read_labels(args.labels, graph) if args.labels else None
+    labels = read_labels(args.labels, graph.saes) if args.labels else None
     cards = [] if args.no_cards or not args.cards else _cards(graph, args)
     corpus = "the shipped stories" if args.corpus is None else Path(args.corpus).name
     note = f"Only the {len(cards):,} most important features are described." if cards else ""
-    data = content(graph, cards, labels, shown=args.shown, most=args.edges, corpus=corpus, card_note=note)
+    file = Path(args.dir) / CONJUNCTIONS
+    pairs = read_conjunctions(file) if file.is_file() else ()
+    data = content(graph, cards, labels, pairs, shown=args.shown, most=args.edges, corpus=corpus, card_note=note)
     size = write_page(out, data, "".join(graph.token_strings), overwrite=args.overwrite)
     if args.heat_map:
         draw_heat_map(Path(args.heat_map), graph)

@@ -1,11 +1,13 @@
 """From edges to circuits."""
 
 from jaxcircuits.graph.build import build_graph
+from jaxcircuits.graph.curves import Faithfulness
 from jaxcircuits.graph.exchange import to_circuit_tracer, to_networkx
-from jaxcircuits.graph.faithfulness import Faithfulness, Question, faithfulness
+from jaxcircuits.graph.faithfulness import Question, faithfulness
 from jaxcircuits.graph.graph import KINDS, LEAVES, PARTS, Graph, Nodes
 from jaxcircuits.graph.influence import Scores, edge_influence, effect, influence, scores
 from jaxcircuits.graph.interactions import FeatureAt, Interaction, conjunctions, interactions
+from jaxcircuits.graph.labels import Labels, read_labels
 from jaxcircuits.graph.prune import feature_node, leading_to, prune
 from jaxcircuits.graph.schema import schema_problems
 from jaxcircuits.graph.settings import GraphSettings
@@ -20,6 +22,7 @@ __all__ = [
     "Graph",
     "GraphSettings",
     "Interaction",
+    "Labels",
     "Nodes",
     "Question",
     "Scores",
@@ -34,6 +37,7 @@ __all__ = [
     "leading_to",
     "load_graph",
     "prune",
+    "read_labels",
     "save_graph",
     "schema_problems",
     "scores",

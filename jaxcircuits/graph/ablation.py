@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxcircuits.attribution.selection import bucket
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.graph.build import CHUNK, Prepared
 from jaxcircuits.graph.direct import Factors, Leaves, Wiring, feature_value, logits_of
@@ -22,6 +23,9 @@ from jaxcircuits.types import ModelWeights
 
 CIRCUITS_AT_ONCE = 8
 """Circuits of nodes that are run together."""
+
+LEAST = 16
+"""Targets of edges that are run together, at least."""
 
 
 class Parts(NamedTuple):
@@ -56,21 +60,13 @@ def run_nodes(
         kept: Which features each circuit has; features that are no nodes are left alone.
         fill: What a feature outside takes, in units of its activation.
     """
-    parts = parts_of(made)
-    shapes = [(len(made.tokens), sae.cfg.d_sae) for sae in made.saes]
-    scale = [np.ones((len(kept), *shape), np.float32) for shape in shapes]
-    raised = [np.zeros(shape) for shape in shapes]
-    for s in range(len(shapes)):
-        mine = parts.sae == s
-        scale[s][:, parts.pos[mine], parts.number[mine]] = kept[:, mine]
-        raised[s][parts.pos[mine], parts.number[mine]] = fill[mine]
     dtype = made.params.W_E.dtype
     found = _run_nodes(
         made.params,
         dict(zip(made.names, made.saes, strict=True)),
         made.tokens,
-        tuple(jnp.asarray(s, dtype) for s in scale),
-        tuple(jnp.asarray(r, dtype) for r in raised),
+        tuple(jnp.asarray(scale, dtype) for scale in spread(made, kept, 1)),
+        tuple(jnp.asarray(raised, dtype) for raised in spread(made, fill, 0)),
         jnp.int32(made.at),
         cfg=made.wiring.cfg,
     )
@@ -89,15 +85,52 @@ def _run_nodes(
     cfg: ModelConfig,
 ) -> Float[Array, "circuit d_vocab"]:
     def one(scale):
-        changes = []
-        for name, by, fill in zip(saes, scale, raised, strict=True):
-            every = jnp.arange(by.shape[1])
-            changes += [Change(name, "scale", every, by), Change(name, "steer", every, (1 - by) * fill)]
-        logits = intervene(params, cfg, saes, tokens, changes, logits_at=at[None]).logits
-        assert logits is not None
-        return logits[0]
+        return circuit_logits(params, saes, tokens, scale, raised, at, cfg)
 
     return jax.lax.map(one, scale, batch_size=CIRCUITS_AT_ONCE)
+
+
+def circuit_logits(
+    params: ModelWeights,
+    saes: dict[str, SAE],
+    tokens: Int[Array, "pos"],
+    scale: tuple[Float[Array, "pos _d_sae"], ...],
+    raised: tuple[Float[Array, "pos _d_sae"], ...],
+    at: Int[Array, ""],
+    cfg: ModelConfig,
+) -> Float[Array, "d_vocab"]:
+    """Logits of the model when each feature is `scale` times its activation and, for the rest, `raised`."""
+    changes = []
+    for name, by, fill in zip(saes, scale, raised, strict=True):
+        every = jnp.arange(by.shape[1])
+        changes += [Change(name, "scale", every, by), Change(name, "steer", every, (1 - by) * fill)]
+    logits = intervene(params, cfg, saes, tokens, changes, logits_at=at[None]).logits
+    assert logits is not None
+    return logits[0]
+
+
+def spread(
+    made: Prepared, values: Shaped[np.ndarray, "*n feature"], elsewhere: float | bool
+) -> tuple[Shaped[np.ndarray, "*n pos _d_sae"], ...]:
+    """A number a node for every feature of each SAE at each position; those that are no nodes have another."""
+    parts, found = parts_of(made), []
+    for s, sae in enumerate(made.saes):
+        mine = parts.sae == s
+        each = np.full((*values.shape[:-1], len(made.tokens), sae.cfg.d_sae), elsewhere, values.dtype)
+        each[..., parts.pos[mine], parts.number[mine]] = values[..., mine]
+        found.append(each)
+    return tuple(found)
+
+
+def slotted(made: Prepared, values: Float[np.ndarray, "*n feature"]) -> tuple[Float[Array, "*n pos _slot"], ...]:
+    """Factors on features, in their slots; free slots have 1."""
+    parts, found = parts_of(made), []
+    for s, slots in enumerate(made.slots):
+        mine = parts.sae == s
+        each = np.ones((*values.shape[:-1], *slots.feature.shape), made.params.W_E.dtype)
+        each[..., parts.pos[mine], parts.slot[mine]] = values[..., mine]
+        found.append(jnp.asarray(each))
+    return tuple(found)
 
 
 def run_edges(
@@ -113,23 +146,17 @@ def run_edges(
     parts = parts_of(made)
     now = parts.act.astype(np.float64)
 
-    def factors(targets: np.ndarray) -> tuple[Float[Array, "target pos _slot"], ...]:
-        seen = np.where(kept[targets], now, fill) / parts.act
-        found = []
-        for s, slots in enumerate(made.slots):
-            mine = parts.sae == s
-            each = np.ones((len(targets), *slots.feature.shape), made.params.W_E.dtype)
-            each[:, parts.pos[mine], parts.slot[mine]] = seen[:, mine]
-            found.append(jnp.asarray(each))
-        return tuple(found)
+    def factors(targets: Int[np.ndarray, "target"]) -> tuple[Float[Array, "target pos _slot"], ...]:
+        return slotted(made, np.where(kept[targets], now, fill) / parts.act)
 
     for s, sae in enumerate(made.saes):
         if not made.wiring.cuts(s):
             continue
-        mine = np.flatnonzero(parts.sae == s)
+        mine = np.flatnonzero((parts.sae == s) & kept.any(axis=0))  # the others are seen at their fill
         for first in range(0, len(mine), CHUNK):
             chunk = mine[first : first + CHUNK]
-            filled = np.pad(chunk, (0, CHUNK - len(chunk)), mode="edge")
+            size = min(CHUNK, bucket(len(chunk), LEAST))
+            filled = np.pad(chunk, (0, size - len(chunk)), mode="edge")
             pos, which = (jnp.asarray(column[filled], jnp.int32) for column in (parts.pos, parts.number))
             pre_acts = _feature_values(
                 made.params, sae, made.tokens, made.leaves, made.factors, factors(filled), pos, which,

@@ -118,7 +118,7 @@ class Prepared:
 
     def derivatives(self):
         """Chunks of targets in the order of their nodes: the first one's number, and what `derived` gives."""
-        size = self._chunk()
+        size = self.chunk()
         first = 0
         for number, slots in enumerate(self.slots):
             for start in range(0, len(slots.pos), size):
@@ -150,7 +150,7 @@ class Prepared:
         values, baselines, rows, parts = derived(derive, self.wiring, self.factors, self.settings)
         return values[:n], baselines[:n], rows[:n], {name: part[:n] for name, part in parts.items()}
 
-    def _chunk(self) -> int:
+    def chunk(self) -> int:
         """Targets at once: one program for all chunks, whose derivatives fit into memory."""
         cfg = self.wiring.cfg
         numbers = len(self.tokens) * (cfg.d_mlp + 4 * cfg.d_model) * 2 + sum(s.feature.size for s in self.slots)

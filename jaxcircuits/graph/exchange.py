@@ -15,6 +15,7 @@ from jaxtyping import Float
 from jaxcircuits.errors import InputError
 from jaxcircuits.graph.graph import Graph
 from jaxcircuits.graph.influence import influence
+from jaxcircuits.graph.labels import Labels
 
 if TYPE_CHECKING:
     import networkx
@@ -71,13 +72,16 @@ def to_networkx(graph: Graph) -> "networkx.DiGraph":
     return found
 
 
-def to_circuit_tracer(graph: Graph, *, slug: str = "graph", strict: bool = False) -> dict[str, Any]:
+def to_circuit_tracer(
+    graph: Graph, *, slug: str = "graph", strict: bool = False, hints: Labels | None = None
+) -> dict[str, Any]:
     """The graph as an object that circuit-tracer's and Neuronpedia's viewers read; weights in full precision.
 
     Args:
         graph: The graph, usually pruned: these viewers take some thousands of edges.
         slug: Its name in them.
         strict: Whether ids are circuit-tracer's own, and the kinds that it does not have are left out.
+        hints: What stands for the name of a feature that has none in the graph (`Graph.labelled`).
 
     Raises:
         InputError: Strict ids are not unique, which the sentence explains.
@@ -136,7 +140,9 @@ def to_circuit_tracer(graph: Graph, *, slug: str = "graph", strict: bool = False
             "clickedId": "",
             "sg_pos": "",
         },
-        "nodes": [_node(graph, i, ids[i], _number(shares[i]), last) for i in np.flatnonzero(kept).tolist()],
+        "nodes": [
+            _node(graph, i, ids[i], _number(shares[i]), last, hints or {}) for i in np.flatnonzero(kept).tolist()
+        ],
         "links": [
             {"source": ids[s], "target": ids[t], "weight": float(w)}
             for s, t, w in zip(graph.source[links], graph.target[links], graph.weight[links], strict=True)
@@ -189,7 +195,7 @@ def _strict_id(graph: Graph, node: int) -> str:
     return f"{layer}_{feature}_{pos}" if kind == "feature" else _id(graph, node)
 
 
-def _node(graph: Graph, node: int, node_id: str, share: float | None, last: int) -> dict[str, Any]:
+def _node(graph: Graph, node: int, node_id: str, share: float | None, last: int, hints: Labels) -> dict[str, Any]:
     nodes = graph.nodes
     kind, layer, pos, feature = str(nodes.kind[node]), int(nodes.layer[node]), int(nodes.pos[node]), nodes.feature[node]
     feature = int(feature)
@@ -203,6 +209,8 @@ def _node(graph: Graph, node: int, node_id: str, share: float | None, last: int)
     label = graph.label(node)
     if kind == "logit" and probability is not None:
         label = f"Output {label.removeprefix('logit ')} (p={probability:.3f})"
+    if kind == "feature":
+        label = graph.feature_name(node) or hints.get((graph.saes[nodes.sae[node]], feature), label)
     return {
         "node_id": node_id,
         "feature": number,

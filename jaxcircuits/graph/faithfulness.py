@@ -1,14 +1,6 @@
-"""How much of what the model does a circuit does alone: curves over size, against circuits chosen in simpler ways.
+"""How much of what the model does a circuit does alone: ablation of what is outside, circuits chosen in several ways.
 
-With F the metric of the model M, of a circuit C, and of the model with every feature (or edge) outside ablated, ∅:
-
-    faithfulness(C) = (F(C) - F(∅)) / (F(M) - F(∅)),   completeness(C) = faithfulness(M without C)
-
-The ratios are of sums over prompts. Areas are over the share of features or edges that a circuit has: `cpr`, of
-faithfulness (1 is good, more overshoots); `cmd`, of its distance from 1 (0 is best); `completeness` (0 is best).
-
-Source: faithfulness and completeness as in Sparse Feature Circuits (Marks et al. 2024); areas as in MIB (Mueller et al.
-2025).
+Definitions are in `graph.curves`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,17 +18,17 @@ from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
 from jaxcircuits.graph.ablation import Parts, parts_of, run_edges, run_nodes
 from jaxcircuits.graph.build import Prepared, graph_of
+from jaxcircuits.graph.curves import Faithfulness
 from jaxcircuits.graph.graph import Graph
-from jaxcircuits.graph.rankings import METHODS, edge_scores, node_scores
+from jaxcircuits.graph.rankings import METHODS, circuit_row, edge_scores, node_scores
 from jaxcircuits.graph.settings import GraphSettings, Token
 from jaxcircuits.progress import progress
-from jaxcircuits.statistics import Estimate
 
 METRICS = ("logit", "difference", "probability")
 FILLS = ("zero", "mean", "resample")
 UNITS = ("nodes", "edges")
-SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-RESAMPLES = 1000
+SHARES = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""MIB's, and nothing at all."""
 
 
 @dataclass(frozen=True)
@@ -52,83 +44,6 @@ class Question:
     prompt: Prompt
     answer: Token | None = None
     foil: Token | None = None
-
-
-@dataclass(frozen=True)
-class Faithfulness:
-    """Curves of every way to choose circuits, on the same prompts.
-
-    Attributes:
-        shares: Sizes as shares of all features or edges.
-        circuit: Metric of circuits, by (unit, method): `[prompt, share]`.
-        complement: Metric of what is left without them, likewise.
-        model: Metric of the model, a prompt each.
-        empty: Metric with everything ablated, by unit, a prompt each.
-        sizes: How many features or edges there are, by unit, a prompt each.
-        settings: What was asked, JSON-able.
-    """
-
-    shares: Float[np.ndarray, "share"]
-    circuit: Mapping[tuple[str, str], Float[np.ndarray, "prompt share"]]
-    complement: Mapping[tuple[str, str], Float[np.ndarray, "prompt share"]]
-    model: Float[np.ndarray, "prompt"]
-    empty: Mapping[str, Float[np.ndarray, "prompt"]]
-    sizes: Mapping[str, np.ndarray]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def curve(self, unit: str, method: str, *, complete: bool = False) -> list[Estimate]:
-        """Faithfulness (or completeness) at each share, with intervals over prompts."""
-        values = self._ratios(self.complement if complete else self.circuit, unit, method)
-        return [_estimate(values[:, i]) for i in range(values.shape[1])]
-
-    def areas(self, unit: str, method: str) -> dict[str, Estimate]:
-        """The areas `cpr`, `cmd` and `completeness`, with intervals over prompts."""
-        return {name: _estimate(values) for name, values in self._areas(unit, method).items()}
-
-    def against(self, unit: str, method: str, other: str) -> dict[str, Estimate]:
-        """Areas of one way minus those of another, on the same resampled prompts."""
-        mine, theirs = self._areas(unit, method), self._areas(unit, other)
-        return {name: _estimate(mine[name] - theirs[name]) for name in mine}
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything as JSON: curves, areas, differences from the first method, and the metric of every prompt."""
-        content: dict[str, Any] = {**self.settings, "shares": self.shares.tolist(), "model": self.model.tolist()}
-        methods = list(dict.fromkeys(method for _, method in self.circuit))
-        for unit in self.empty:
-            content[unit] = {"empty": self.empty[unit].tolist(), "sizes": self.sizes[unit].tolist(), "methods": {}}
-            for method in methods:
-                content[unit]["methods"][method] = {
-                    "faithfulness": [_row(e) for e in self.curve(unit, method)],
-                    "completeness": [_row(e) for e in self.curve(unit, method, complete=True)],
-                    "areas": {name: _row(e) for name, e in self.areas(unit, method).items()},
-                    "first_minus_this": {n: _row(e) for n, e in self.against(unit, methods[0], method).items()},
-                    "circuit": self.circuit[unit, method].tolist(),
-                    "complement": self.complement[unit, method].tolist(),
-                }
-        return content
-
-    def _ratios(self, metric: Mapping, unit: str, method: str) -> Float[np.ndarray, "sample share"]:
-        """Of all prompts first, then of resampled ones."""
-        n, empty = len(self.model), self.empty[unit]
-        rng = np.random.default_rng(0)
-        samples = np.concatenate([np.arange(n)[None], rng.integers(0, n, (RESAMPLES, n))])
-        gained = (metric[unit, method] - empty[:, None])[samples].sum(1)
-        return gained / (self.model - empty)[samples].sum(1)[:, None]
-
-    def _areas(self, unit: str, method: str) -> dict[str, Float[np.ndarray, "sample"]]:
-        faithful = self._ratios(self.circuit, unit, method)
-        left = self._ratios(self.complement, unit, method)
-        areas = {"cpr": faithful, "cmd": np.abs(1 - faithful), "completeness": left}
-        return {name: np.trapezoid(values, self.shares, axis=1) for name, values in areas.items()}
-
-
-def _estimate(values: Float[np.ndarray, "sample"]) -> Estimate:
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return Estimate(float(values[0]), float(low), float(high))
-
-
-def _row(e: Estimate) -> list[float]:
-    return [e.value, e.low, e.high]
 
 
 def faithfulness(
@@ -148,7 +63,7 @@ def faithfulness(
 
     Args:
         bundle: Model and SAEs.
-        questions: Prompts and what is asked of them.
+        questions: Prompts and what is asked of them; with one there are no intervals.
         metric: `"logit"` of the answer, the mean over the vocabulary taken off; `"difference"` from the foil's; or
             `"probability"` of the answer.
         fill: What an ablated feature takes: `"zero"`; its `"mean"` over the prompts; or `"resample"`, what it is at
@@ -173,8 +88,9 @@ def faithfulness(
     for what, words, allowed in (("metric", [metric], METRICS), ("fill", [fill], FILLS), ("units", units, UNITS)):
         _check(what, words, allowed)
     _check("methods", methods, METHODS)
-    if len(questions) < 2:
-        raise InputError(f"intervals are over prompts, so give at least two, got {len(questions)}.")
+    least = 2 if fill == "resample" else 1
+    if len(questions) < least:
+        raise InputError(f"{fill} ablation takes at least {least} prompt{'s' * (least > 1)}, got {len(questions)}.")
     sizes = np.unique(np.clip(np.asarray(shares, float), 0, 1))
     rng = np.random.default_rng(seed)
     with progress(quiet) as bar, jax.default_matmul_precision("highest"):
@@ -286,7 +202,7 @@ class Case:
 
     def _nodes(self, fill: Float[np.ndarray, "feature"]):
         def scores(method, rng):
-            return node_scores(self.bundle, self.made, self.graph, method, rng)
+            return node_scores(self.bundle, self.made, self.graph, method, fill, rng)
 
         def run(kept: Bool[np.ndarray, "n feature"]) -> Float[np.ndarray, "n"]:
             return self.value(run_nodes(self.made, kept, fill))
@@ -294,15 +210,12 @@ class Case:
         return run, len(self.parts.act), scores
 
     def _edges(self, fill: Float[np.ndarray, "feature"]):
-        nodes = self.graph.nodes
-        feature = nodes.are("feature")
-        number = np.cumsum(feature) - 1
-        number[nodes.are("logit")] = len(self.parts.act)
-        edges = np.flatnonzero(feature[self.graph.source])
-        at = number[self.graph.target[edges]], number[self.graph.source[edges]]
+        row = circuit_row(self.graph)
+        edges = np.flatnonzero(self.graph.nodes.are("feature")[self.graph.source])
+        at = row[self.graph.target[edges]], row[self.graph.source[edges]]
 
         def scores(method, rng):
-            return edge_scores(self.bundle, self.made, self.graph, method, rng, edges)
+            return edge_scores(self.bundle, self.made, self.graph, method, fill, rng, edges)
 
         def run(kept: Bool[np.ndarray, "n edge"]) -> Float[np.ndarray, "n"]:
             logits = []

@@ -89,7 +89,8 @@ class Graph:
         weight: What the edge carries: derivative of the target's pre-activation or logit with respect to a factor on
             the source, that is gradient × activation. In units of the target's value.
         parts: Where asked for, `PARTS` of each weight; they add up to it.
-        settings: How it was computed, JSON-able: derivative, thresholds, logits asked for, hashes, versions.
+        settings: How it was computed, JSON-able: derivative, thresholds, logits asked for, hashes, versions; and names
+            of features (`labelled`).
     """
 
     tokens: Int[np.ndarray, "pos"]
@@ -109,13 +110,14 @@ class Graph:
         return sparse.csr_array((self.weight, (self.target, self.source)), shape=(n, n))
 
     def label(self, node: int | np.integer) -> str:
-        """A node in words, such as `blocks.0.mlp.hook_post #880 @ 4 " red"`."""
+        """A node in words, such as `blocks.0.mlp.hook_post #880 @ 4 " red"`; behind the number a feature's name."""
         nodes = self.nodes
         kind, pos, feature = str(nodes.kind[node]), int(nodes.pos[node]), int(nodes.feature[node])
         at = "" if pos < 0 else f" @ {pos} {self.token_strings[pos]!r}"
         sae = self.saes[nodes.sae[node]] if nodes.sae[node] >= 0 else ""
         if kind == "feature":
-            return f"{sae} #{feature}{at}"
+            name = self.feature_name(node)
+            return f"{sae} #{feature}{'' if name is None else f' ({name})'}{at}"
         if kind == "logit":
             names = dict(
                 zip(self.settings.get("logit_tokens", ()), self.settings.get("logit_strings", ()), strict=True)
@@ -132,6 +134,18 @@ class Graph:
             "error": f"{sae} error{at}",
             "rest": f"{sae} other features{at}",
         }[kind]
+
+    def labelled(self, labels: Mapping[tuple[str, int], str]) -> "Graph":
+        """The graph with names of features, by SAE and number, besides those that it has; they are saved with it."""
+        found = {sae: dict(names) for sae, names in self.settings.get("labels", {}).items()}
+        for (sae, feature), text in labels.items():
+            found.setdefault(sae, {})[str(feature)] = text
+        return replace(self, settings={**self.settings, "labels": found})
+
+    def feature_name(self, node: int | np.integer) -> str | None:
+        """The name that somebody gave to a node's feature."""
+        names = self.settings.get("labels", {}).get(self.saes[self.nodes.sae[node]], {})
+        return names.get(str(self.nodes.feature[node]))
 
     def keep(self, nodes: Bool[np.ndarray, "node"], edges: Bool[np.ndarray, "edge"] | None = None) -> "Graph":
         """A part of the graph; what edges it leaves out is added to `cut` of their targets.

@@ -1,115 +1,102 @@
 """Which features, which edges first: by what the graph says, and the simpler choices it is compared with."""
 
-from functools import partial
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from jaxcircuits.attribution.ends import entry_of, split
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.graph.ablation import parts_of
+from jaxcircuits.graph.attributions import Fill, edge_attributions, node_attributions
 from jaxcircuits.graph.build import Prepared
-from jaxcircuits.graph.direct import Leaves, Wiring
 from jaxcircuits.graph.graph import Graph
 from jaxcircuits.graph.influence import edge_effect, edge_influence, effect, influence
-from jaxcircuits.model import forward
-from jaxcircuits.types import ModelWeights
 
-METHODS = ("effect", "influence", "activation", "cosine", "integrated gradients", "random")
-"""How circuits are chosen.
+METHODS = (
+    "integrated attribution",
+    "exact attribution",
+    "effect",
+    "influence",
+    "activation",
+    "cosine",
+    "integrated gradients",
+    "random",
+)
+"""How circuits are chosen; of scores that have a sign, by their absolute value.
 
-- `effect`: absolute `effect` of a node or edge in the graph.
+- `integrated attribution`: what the logit owes to a feature or edge, the mean while all of them rise from their fill
+  (`graph.attributions`).
+- `exact attribution`: the same in the model as it is: gradient × (activation - fill).
+- `effect`: of `effect` of a node or edge in the graph, the part above its fill.
 - `influence`: as of `influence` and `edge_influence`.
 - `activation`: of a feature; of an edge, the smaller of its ends'.
-- `cosine`: absolute cosine of weights, straight through the residual stream: of what a feature writes with the
-  logits' direction, and of an edge with what its target reads.
-- `integrated gradients`: of the metric along each SAE's features, rising from zero with the rest of the model free; of
-  an edge, the smaller of its ends'.
+- `cosine`: of weights, straight through the residual stream: of what a feature writes with the logits' direction, and
+  of an edge with what its target reads.
+- `integrated gradients`: of the logit while one SAE's features rise from their fill and the rest of the model is free;
+  of an edge, the smaller of its ends'.
 - `random`: any.
 """
 
-POINTS = 10
-"""Of the integrated gradients, as in feature-circuits."""
+DERIVATIVES = {
+    "integrated attribution": "integrated",
+    "exact attribution": "exact",
+    "integrated gradients": "one SAE",
+}
 
 
 def node_scores(
-    bundle: Bundle, made: Prepared, graph: Graph, method: str, rng: np.random.Generator
+    bundle: Bundle, made: Prepared, graph: Graph, method: str, fill: Fill, rng: np.random.Generator
 ) -> Float[np.ndarray, "feature"]:
     """What each feature that is a node scores; the larger, the sooner it is in a circuit."""
     features = graph.nodes.are("feature")
+    if method in DERIVATIVES:
+        return np.abs(node_attributions(made, fill, DERIVATIVES[method]))
     if method == "effect":
-        return np.abs(effect(graph)[features])
+        return np.abs(effect(graph)[features] * (1 - fill / graph.nodes.value[features]))
     if method == "influence":
         return influence(graph)[features]
     if method == "activation":
         return graph.nodes.value[features]
-    if method == "integrated gradients":
-        return np.abs(integrated_gradients(made))
     if method == "cosine":
         return np.abs(_logit_cosines(bundle, made))
     return rng.random(int(features.sum()))
 
 
 def edge_scores(
-    bundle: Bundle, made: Prepared, graph: Graph, method: str, rng: np.random.Generator, edges: Int[np.ndarray, "edge"]
+    bundle: Bundle,
+    made: Prepared,
+    graph: Graph,
+    method: str,
+    fill: Fill,
+    rng: np.random.Generator,
+    edges: Int[np.ndarray, "edge"],
 ) -> Float[np.ndarray, "edge"]:
     """What each of some edges from features scores."""
+    source, target = graph.source[edges], graph.target[edges]
+    if method.endswith("attribution"):
+        row = circuit_row(graph)
+        leads_on = np.isin(np.arange(len(fill)), row[source])
+        found = edge_attributions(made, fill, DERIVATIVES[method], leads_on=leads_on)
+        return np.abs(found[row[target], row[source]])
     if method == "effect":
-        return np.abs(edge_effect(graph))[edges]
+        above = np.ones(len(graph.nodes))
+        features = graph.nodes.are("feature")
+        above[features] -= fill / graph.nodes.value[features]
+        return np.abs(edge_effect(graph)[edges] * above[source])
     if method == "influence":
         return edge_influence(graph)[edges]
     if method == "random":
         return rng.random(len(edges))
-    source, target = graph.source[edges], graph.target[edges]
     if method == "cosine":
         return np.abs(_edge_cosines(bundle, made, graph, source, target))
     at = np.full(len(graph.nodes), np.inf)  # of logits: an edge into them is as good as its source
-    at[graph.nodes.are("feature")] = node_scores(bundle, made, graph, method, rng)
+    at[graph.nodes.are("feature")] = node_scores(bundle, made, graph, method, fill, rng)
     return np.minimum(at[source], at[target])
 
 
-def integrated_gradients(made: Prepared) -> Float[np.ndarray, "feature"]:
-    """Mean gradient of the metric along the line on which one SAE's features rise, times how far; all SAEs in turn.
-
-    Source: Sparse Feature Circuits (Marks et al. 2024), node attribution; the metric is the graph's first logit node.
-    """
-    direction = jnp.asarray(made.logit_targets.directions[0], made.params.W_U.dtype)
-    parts, found = parts_of(made), []
-    for s in range(len(made.saes)):
-        each = np.asarray(
-            _integrated(
-                made.params, made.tokens, made.leaves, jnp.int32(made.at), direction, wiring=made.wiring, number=s
-            )
-        )
-        mine = parts.sae == s
-        found.append(each[parts.pos[mine], parts.slot[mine]])
-    return np.concatenate(found) if found else np.zeros(0)
-
-
-@partial(jax.jit, static_argnames=("wiring", "number"))
-def _integrated(
-    params: ModelWeights,
-    tokens: Int[Array, "pos"],
-    leaves: Leaves,
-    at: Int[Array, ""],
-    direction: Float[Array, "d_vocab"],
-    *,
-    wiring: Wiring,
-    number: int,
-) -> Float[Array, "pos slot"]:
-    rows = leaves.written[number].features
-
-    def metric(factor):
-        moved = jnp.einsum("ps,psd->pd", factor - 1, rows)
-        edits = {wiring.writes[number]: lambda value: value + moved.reshape(value.shape)}
-        logits, _ = forward(params, wiring.cfg, tokens, edits=edits, logits_at=at[None])
-        assert logits is not None
-        return logits[0] @ direction
-
-    points = (jnp.arange(POINTS, dtype=rows.dtype) + 0.5) / POINTS
-    return jax.lax.map(lambda point: jax.grad(metric)(jnp.full(rows.shape[:2], point)), points).mean(0)
+def circuit_row(graph: Graph) -> Int[np.ndarray, "node"]:
+    """The row that a feature has in the matrix of a circuit of edges; a logit's is the one behind all features."""
+    feature = graph.nodes.are("feature")
+    return np.where(graph.nodes.are("logit"), int(feature.sum()), np.cumsum(feature) - 1)
 
 
 def _logit_cosines(bundle: Bundle, made: Prepared) -> Float[np.ndarray, "feature"]:

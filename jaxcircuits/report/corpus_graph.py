@@ -1,6 +1,6 @@
 """Circuits of a corpus: tables, and a figure with a column a layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ def paths_table(graph: CorpusGraph, paths: Sequence[Way], title: str) -> Table:
 
 def draw_edges(path: Path, graph: CorpusGraph, edges: Sequence[Edge], title: str) -> None:
     """Draws edges from left to right, a column for tokens and each SAE; the strongest, as many as fit."""
-    shown = sorted(dict.fromkeys(edges), key=lambda e: -e.strength)[:DRAWN]
+    from matplotlib.lines import Line2D
+
+    every = dict.fromkeys(edges)
+    shown = sorted(every, key=lambda e: -e.strength)[:DRAWN]
+    title = title if len(shown) == len(every) else f"{title}; the {DRAWN} of largest strength"
     columns: dict[str, list[Unit]] = {name: [] for name in (TOKEN, *graph.saes)}
     for e in shown:
         for unit in (e.source, e.target):
@@ -52,11 +56,10 @@ def draw_edges(path: Path, graph: CorpusGraph, edges: Sequence[Edge], title: str
                 columns[unit.sae].append(unit)
     columns = {name: units for name, units in columns.items() if units}
     most = max(map(len, columns.values()))
-    at = {
-        unit: (3.0 * x, -(i + 0.5) * most / len(units))
-        for x, units in enumerate(columns.values())
-        for i, unit in enumerate(units)
-    }
+    at: dict[Unit, tuple[float, float]] = {}
+    for x, units in enumerate(columns.values()):
+        units.sort(key=lambda unit: _height(unit, shown, at))
+        at |= {unit: (3.0 * x, -(i + 0.5) * most / len(units)) for i, unit in enumerate(units)}
     with drawn(path, 2.6 + 2.6 * len(columns), max(2.6, 1.0 + 0.24 * most)) as ax:
         for e in reversed(shown):
             colour = GREY if e.source.sae == TOKEN else BLUE if e.weight > 0 else ORANGE
@@ -72,5 +75,24 @@ def draw_edges(path: Path, graph: CorpusGraph, edges: Sequence[Edge], title: str
             ax.text(3.0 * x, 0.25, "tokens" if name == TOKEN else name, ha="center", fontsize=9, parse_math=False)
         ax.set(xlim=(-1.2, 3.0 * (len(columns) - 1) + 1.2), ylim=(-most - 0.3, 1.0), xticks=[], yticks=[])
         ax.set_title(title, parse_math=False)
+        tokens = any(e.source.sae == TOKEN for e in shown)
+        colours = {"drives": BLUE, "suppresses": ORANGE, **({"a token leads to": GREY} if tokens else {})}
+        lines = [Line2D([], [], color=colour, lw=2, label=word) for word, colour in colours.items()]
+        words = "the wider, the larger a share of what enters the target"
+        look: Any = {
+            "loc": "upper center",
+            "bbox_to_anchor": (0.5, 0.0),
+            "ncols": 3,
+            "fontsize": 8.5,
+            "title_fontsize": 8.5,
+        }
+        ax.legend(handles=lines, title=words, **look)
         for spine in ax.spines.values():
             spine.set_visible(False)
+
+
+def _height(unit: Unit, edges: Sequence[Edge], at: Mapping[Unit, tuple[float, float]]) -> float:
+    """How far down a unit stands: as its sources to the left do on the mean, so that few edges cross."""
+    mine = [(e.strength, -at[e.source][1]) for e in edges if e.target == unit and e.source in at]
+    weight = sum(strength for strength, _ in mine)
+    return sum(strength * down for strength, down in mine) / weight if weight else 0.0

@@ -1,17 +1,16 @@
 """Figures of a graph's edges: what each token gives to logits and features, and how large edges are."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxcircuits.errors import InputError
 from jaxcircuits.graph import Graph
 from jaxcircuits.graph.influence import CONSTANT
 from jaxcircuits.report.explorer.content import importance, place_of, short_name
-from jaxcircuits.report.plots import BLUE, FORMATS, GREY, ORANGE, drawn
+from jaxcircuits.report.plots import BLUE, GREY, ORANGE, drawn
 from jaxcircuits.report.tables import one_line
 
 if TYPE_CHECKING:
@@ -149,18 +148,3 @@ def draw_edge_values(path: Path, graph: Graph) -> None:
     """Draws how large a graph's edges are into a file."""
     with drawn(path, 6.4, 3.8) as ax:
         edge_values(ax, graph.weight, xlabel="|weight|", title=f"{len(graph.weight):,} edges by size and sign")
-
-
-def check_figures(paths: Iterable[str | None], *, overwrite: bool) -> None:
-    """Refuses names of figures that cannot be drawn, or are taken.
-
-    Raises:
-        InputError: See there.
-    """
-    for path in filter(None, paths):
-        if Path(path).suffix not in FORMATS:
-            raise InputError(f"expected a figure's name that ends in {', '.join(FORMATS)}, got {path}.")
-        if not Path(path).absolute().parent.is_dir():
-            raise InputError(f"the figure {path}: there is no directory {Path(path).parent}; make it or name another.")
-        if Path(path).exists() and not overwrite:
-            raise InputError(f"the figure {path} exists already; pass --overwrite to replace it or name another.")

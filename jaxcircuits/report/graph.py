@@ -9,10 +9,15 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from jaxcircuits.files import GRAPH, new_directory, write_bytes, write_json
+from jaxcircuits.bundle import Bundle
+from jaxcircuits.errors import InputError
+from jaxcircuits.evaluation.logits import logit_effects
+from jaxcircuits.files import GRAPH, new_directory, read_json, write_bytes, write_json
 from jaxcircuits.graph import (
+    FeatureAt,
     Graph,
     Interaction,
+    Labels,
     edge_influence,
     effect,
     influence,
@@ -38,6 +43,7 @@ def write_graph_files(
     pairs: Sequence[Interaction] | None = None,
     slug: str = "graph",
     strict: bool = False,
+    hints: Labels | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a graph, its pruned part for the viewers, and that part drawn, whole or not at all.
@@ -51,12 +57,13 @@ def write_graph_files(
         pairs: From `conjunctions`: written, and drawn as arcs.
         slug: Its name in the viewers.
         strict: Whether that file's ids are circuit-tracer's own.
+        hints: What stands in viewers for the name of a feature that has none (`promoted_tokens`).
         overwrite: Whether to replace what is there.
 
     Raises:
         InputError: The place is taken, or strict ids are not unique.
     """
-    content = to_circuit_tracer(pruned, slug=slug, strict=strict)
+    content = to_circuit_tracer(pruned, slug=slug, strict=strict, hints=hints)
     with new_directory(out, overwrite, GRAPH) as new:
         write_graph(graph, new)
         write_bytes(new / CIRCUIT_TRACER, json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
@@ -68,10 +75,53 @@ def write_graph_files(
                 circuit(ax, shown, title=circuit_title(shown, graph), pairs=(pairs or ())[:ARCS_DRAWN])
 
 
+def promoted_tokens(bundle: Bundle, graph: Graph, n: int = 3) -> dict[tuple[str, int], str]:
+    """For each feature of a graph, the tokens that it promotes along the straight way to the logits, in words.
+
+    A hint, not a name. Features whose hook no linear map leads from to the logits have none.
+
+    >>> from jaxcircuits import load_bundle
+    >>> from jaxcircuits.graph import build_graph, prune
+    >>> from jaxcircuits.report.graph import promoted_tokens
+    >>> bundle = load_bundle()
+    >>> hints = promoted_tokens(bundle, prune(build_graph(bundle, "The dog was", top_logits=2)))
+    >>> all(" promotes " in hint for hint in hints.values())
+    True
+    """
+    found: dict[tuple[str, int], str] = {}
+    nodes = graph.nodes
+    for i in np.flatnonzero(nodes.are("feature")).tolist():
+        key = graph.saes[nodes.sae[i]], int(nodes.feature[i])
+        if key in found or bundle.tokenizer is None:
+            continue
+        effects = logit_effects(bundle, bundle.saes[key[0]], key[1])
+        if effects is not None:
+            tokens = bundle.token_strings(np.argsort(-effects[1], kind="stable")[:n])
+            found[key] = f"#{key[1]} promotes {', '.join(map(repr, tokens))}"
+    return found
+
+
 def conjunction_row(graph: Graph, pair: Interaction) -> dict[str, Any]:
     """A pair of drivers as JSON has it."""
     ends = {n: getattr(pair, n)._asdict() | {"token": graph.token_strings[getattr(pair, n).pos]} for n in _ENDS}
     return {**pair._asdict(), **ends, "kind": pair.kind}
+
+
+def read_conjunctions(path: str | os.PathLike) -> list[Interaction]:
+    """The pairs that `write_graph_files` wrote.
+
+    Raises:
+        InputError: The file holds something else.
+    """
+    try:
+        found = []
+        for row in read_json(path, "conjunctions"):
+            ends = {n: FeatureAt(str(row[n]["sae"]), int(row[n]["pos"]), int(row[n]["feature"])) for n in _ENDS}
+            numbers: Any = {name: float(row[name]) for name in Interaction._fields if name not in _ENDS}
+            found.append(Interaction(**ends, **numbers))
+        return found
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} is no file of conjunctions; run jaxcircuits graph --conjunctions again.") from None
 
 
 def conjunction_table(graph: Graph, pairs: Sequence[Interaction], n: int) -> Table:

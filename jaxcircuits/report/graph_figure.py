@@ -18,6 +18,9 @@ SHOWN_NODES, SHOWN_EDGES, SHOWN_LOGITS = 36, 110, 6
 ARCS: Any = {"and": "-", "or": (0, (3, 2))}
 """Lines of pairs of drivers."""
 
+NAME = 14
+"""Letters of a feature's name that have room under its node."""
+
 IN_A_LINE = 4
 """Nodes side by side in one cell; more stand in further lines."""
 
@@ -190,7 +193,9 @@ def _name(ax: "Axes", graph: Graph, at: Places, node: int) -> None:
         ax.text(x, y - 0.22, text, rotation=35, rotation_mode="anchor", **(plain | {"ha": "right", "fontsize": 8.5}))
     elif kind == "feature":
         halo = {"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.75}
-        ax.text(x, y - 0.3, str(nodes.feature[node]), bbox=halo, **plain)
+        name = graph.feature_name(node)
+        text = str(nodes.feature[node]) if name is None else _cut(one_line(name))
+        ax.text(x, y - 0.3, text, bbox=halo, **plain)
     elif kind == "logit":
         text = one_line(graph.label(node).removeprefix("logit "))
         if nodes.probability[node] == nodes.probability[node]:
@@ -198,3 +203,8 @@ def _name(ax: "Axes", graph: Graph, at: Places, node: int) -> None:
         ax.text(
             x - 0.05, y + 0.2, text, rotation=35, rotation_mode="anchor", **(plain | {"ha": "left", "fontsize": 8.5})
         )
+
+
+def _cut(text: str) -> str:
+    """A name as far as there is room between two nodes."""
+    return text if len(text) <= NAME else f"{text[: NAME - 1]}…"

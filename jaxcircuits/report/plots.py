@@ -1,6 +1,6 @@
 """Figures: arrays in, matplotlib axes out. One style, colours that colour-blind eyes tell apart."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxcircuits.errors import InputError
 from jaxcircuits.files import write_bytes
 
 if TYPE_CHECKING:
@@ -32,6 +33,21 @@ STYLE: Any = {
     "savefig.bbox": "tight",
     "svg.hashsalt": "jaxcircuits",
 }
+
+
+def check_figures(paths: Iterable[str | None], *, overwrite: bool) -> None:
+    """Refuses names of figures that cannot be drawn, or are taken.
+
+    Raises:
+        InputError: See there.
+    """
+    for path in filter(None, paths):
+        if Path(path).suffix not in FORMATS:
+            raise InputError(f"expected a figure's name that ends in {', '.join(FORMATS)}, got {path}.")
+        if not Path(path).absolute().parent.is_dir():
+            raise InputError(f"the figure {path}: there is no directory {Path(path).parent}; make it or name another.")
+        if Path(path).exists() and not overwrite:
+            raise InputError(f"the figure {path} exists already; pass --overwrite to replace it or name another.")
 
 
 @contextmanager

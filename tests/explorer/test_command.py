@@ -117,7 +117,7 @@ def test_a_run_becomes_a_graph_of_its_features(place: Path, capsys) -> None:
         (["{graph}", "--out", "."], "is a directory, expected a file"),
         (["{graph}"], "made with other weights"),  # the shipped bundle
         (["{graph}", "--labels", "list.json"], "got a list"),
-        (["{graph}", "--labels", "other.json"], "has no SAE 'other'"),
+        (["{graph}", "--labels", "other.json"], "there is no SAE 'other'"),
         (["{graph}", "--labels", "number.json"], "got '-1': 'x'"),
         (["{graph}", "--labels", "none.json"], "there is no file none.json"),
         (["{graph}", "--bundle", "nowhere"], "there is no bundle nowhere"),

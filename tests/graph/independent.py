@@ -1,7 +1,7 @@
 """Direct edges once more, by PyTorch: a GPT-Neo written out; patterns, scales and features between are detached.
 
 It reads arrays of the package's weight trees and calls none of its mathematics. Unprocessed or processed weights, SAEs
-(ReLU) on `mlp.hook_post` of every layer.
+(ReLU or JumpReLU) on `mlp.hook_post` of every layer.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxcircuits.bundle import Bundle
+from jaxcircuits.graph import Graph
 
 
 def tensors(tree: Any) -> Any:
@@ -68,7 +69,8 @@ class Detached:
         """Later nodes see activations and the error as leaves."""
         w = self.saes[layer]
         pre = (h - w.b_dec) @ w.W_enc + w.b_enc
-        acts = pre.relu().detach().requires_grad_()
+        on = pre.relu() if w.threshold is None else pre.relu() * (pre > w.threshold)
+        acts = on.detach().requires_grad_()
         error = (h - acts @ w.W_dec - w.b_dec).detach().requires_grad_()
         self.pre_acts.append(pre)
         self.acts.append(acts)
@@ -88,3 +90,23 @@ class Detached:
             "error": [p.sum(-1).numpy() for p in products[2 + n : 2 + 2 * n]],  # pyright: ignore
             "gelu": [p.sum(-1).numpy() for p in products[2 + 2 * n :]],  # pyright: ignore
         }
+
+
+def differences(graph: Graph, other: Detached, end: int) -> np.ndarray:
+    """What the graph's edges into a node have more than PyTorch's, as shares of the largest of them."""
+    nodes, found = graph.nodes, []
+    into = np.zeros(len(nodes))
+    into[graph.source[graph.target == end]] = graph.weight[graph.target == end]
+    pos, feature = nodes.pos[end], nodes.feature[end]
+    logit = nodes.kind[end] == "logit"
+    value = other.logits[pos] if logit else other.pre_acts[nodes.sae[end]][pos]
+    expected = other.edges(value[feature] - value.mean() if logit else value[feature])
+    for kind in ("token", "position", "feature", "error", "gelu"):
+        which = np.flatnonzero(nodes.are(kind))
+        group = nodes.layer[which] if kind == "gelu" else nodes.sae[which]
+        for number in np.unique(group):
+            mine = which[group == number]
+            theirs = expected[kind][number] if number >= 0 else expected[kind]
+            at = (nodes.pos[mine], nodes.feature[mine]) if kind == "feature" else nodes.pos[mine]
+            found.append(into[mine] - theirs[at])
+    return np.concatenate(found) / np.abs(into).max()

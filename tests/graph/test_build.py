@@ -17,7 +17,7 @@ from jaxcircuits.model.freezing import gelu_line
 from jaxcircuits.sae import pre_activations
 from tests.graph.cases import MLP0, MLP1, plain, prompt_of, sums
 from tests.graph.conftest import Case
-from tests.graph.independent import Detached
+from tests.graph.independent import Detached, differences
 from tests.helpers import TOLERANCES
 
 TOLERANCE = TOLERANCES["methods"]["float64"]
@@ -78,27 +78,12 @@ def test_edges_lead_forwards_and_are_sorted(case: Case) -> None:
 
 def test_same_as_pytorch_with_everything_else_detached(plain_case: Case) -> None:
     bundle, tokens, graph = plain_case
-    nodes, other = graph.nodes, Detached(bundle, tokens)
-    dense = graph.adjacency().toarray()
-    ends = np.flatnonzero(nodes.are("feature", "logit"))
+    other = Detached(bundle, tokens)
+    ends = np.flatnonzero(graph.nodes.are("feature", "logit"))
     some = np.random.default_rng(0).choice(ends[:-10], 40, replace=False)
-    compared = 0
-    for end in (*some, *ends[-10:]):
-        pos, feature = nodes.pos[end], nodes.feature[end]
-        logit = nodes.kind[end] == "logit"
-        value = other.logits[pos] if logit else other.pre_acts[nodes.sae[end]][pos]
-        expected = other.edges(value[feature] - value.mean() if logit else value[feature])
-        scale = np.abs(dense[end]).max()
-        for kind in ("token", "position", "feature", "error", "gelu"):
-            which = np.flatnonzero(nodes.are(kind))
-            group = nodes.layer[which] if kind == "gelu" else nodes.sae[which]
-            for number in np.unique(group):
-                mine = which[group == number]
-                theirs = expected[kind][number] if number >= 0 else expected[kind]
-                at = (nodes.pos[mine], nodes.feature[mine]) if kind == "feature" else nodes.pos[mine]
-                assert np.abs(dense[end, mine] - theirs[at]).max() <= TOLERANCE * scale, (kind, graph.label(end))
-                compared += len(mine)
-    assert compared > 10_000
+    found = [differences(graph, other, end) for end in (*some, *ends[-10:])]
+    assert max(np.abs(each).max() for each in found) <= TOLERANCE
+    assert sum(map(len, found)) > 10_000
 
 
 @pytest.mark.parametrize("derivative", ["frozen", pytest.param("exact", marks=pytest.mark.slow)])

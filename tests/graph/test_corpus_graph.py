@@ -129,6 +129,9 @@ def test_the_command(run: Run, graph: CorpusGraph, capsys: pytest.CaptureFixture
     assert [p["score"] for p in paths] == [p.score for p in graph.paths(token, end, 2)]
     assert main(["circuits", place, *kept, "--paths", word, graph.label(end)]) == 0
     assert " → " in capsys.readouterr().out
+    assert main(["circuits", place, *kept, "--limit", "3", "--csv"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.startswith("source,target,offset,weight") and len(lines) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Ablating features and edges: against edits made by hand; curves and areas against a pencil."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 
 from jaxcircuits.errors import InputError
-from jaxcircuits.graph import Faithfulness, Question, faithfulness
+from jaxcircuits.graph import Faithfulness, Question, build_graph, faithfulness
 from jaxcircuits.graph.ablation import run_edges, run_nodes
+from jaxcircuits.graph.attributions import edge_attributions, node_attributions
 from jaxcircuits.graph.faithfulness import Case, _fills
-from jaxcircuits.graph.rankings import METHODS, edge_scores, integrated_gradients, node_scores
+from jaxcircuits.graph.influence import edge_effect
+from jaxcircuits.graph.rankings import METHODS, circuit_row, edge_scores, node_scores
 from jaxcircuits.model import forward
 from jaxcircuits.sae import encode
 from tests.graph.cases import MLP0, MLP1, plain, prompt_of
@@ -95,7 +98,8 @@ def test_an_edge_that_is_cut_changes_its_target_alone(made: Case, x64: None) -> 
 
 
 def test_integrated_gradients_make_up_what_an_sae_s_features_do(made: Case, x64: None) -> None:
-    found, parts = integrated_gradients(made.made), made.parts
+    parts = made.parts
+    found = node_attributions(made.made, np.zeros(len(parts.act)), "one SAE")
     for s in range(2):
         fill = np.where(parts.sae == s, 0.0, parts.act)
         (logits,) = run_nodes(made.made, (parts.sae != s)[None], fill)
@@ -103,16 +107,51 @@ def test_integrated_gradients_make_up_what_an_sae_s_features_do(made: Case, x64:
         assert found[parts.sae == s].sum() == pytest.approx(drop, rel=0.02)
 
 
+def test_attributions_of_features_are_derivatives_of_the_ablation(made: Case, x64: None) -> None:
+    """Each feature a little nearer to its fill, by `run_nodes`; and the sum over the line is what ablation does."""
+    act, rng = made.parts.act, np.random.default_rng(0)
+    fill = 0.5 * act * rng.random(len(act))
+    exact, step = node_attributions(made.made, fill, "exact"), 1e-5
+    for i in np.argsort(-np.abs(exact))[[0, 5, 40]]:
+        nearer = act.copy()
+        nearer[i] += step * (fill[i] - act[i])
+        (logits,) = run_nodes(made.made, np.arange(len(act))[None] != i, nearer)
+        assert exact[i] == pytest.approx((made.model - made.value(logits[None])[0]) / step, rel=1e-3)
+    nothing = made.value(run_nodes(made.made, np.zeros((1, len(act)), bool), fill))[0]
+    found = node_attributions(made.made, fill)
+    assert found.sum() == pytest.approx(made.model - nothing, rel=0.02)
+    assert np.abs(found - exact).max() > 0.01 * np.abs(exact).max()
+
+
+def test_attributions_of_edges_add_up_to_what_ablating_all_does(made: Case, x64: None) -> None:
+    parts, n = made.parts, len(made.parts.act)
+    fill = 0.5 * parts.act
+    nothing = made.value(run_edges(made.made, np.zeros((n + 1, n), bool), fill)[None])[0]
+    found = edge_attributions(made.made, fill)
+    assert abs(made.model - nothing) > 0.02
+    assert found.sum() == pytest.approx(made.model - nothing, rel=1e-4)
+    # In the model as it is, an edge's is the product of derivatives along every path behind it.
+    settings = {"include_bos": True, "derivative": "exact", "logits": (int(made.made.logit_targets.token[0]),)}
+    graph = build_graph(made.bundle, made.graph.tokens, **settings)
+    edges, row = np.flatnonzero(graph.nodes.are("feature")[graph.source]), circuit_row(graph)
+    exact = edge_attributions(made.made, np.zeros(n), "exact")
+    expected = edge_effect(graph)[edges]  # none of an edge into a feature from which no edge leads on
+    assert np.count_nonzero(exact) == np.count_nonzero(expected) > 200
+    difference = exact[row[graph.target[edges]], row[graph.source[edges]]] - expected
+    assert np.abs(difference).max() <= TOLERANCE * np.abs(expected).max()
+
+
 def test_every_way_to_choose_scores_every_candidate(made: Case, x64: None) -> None:
     nodes = made.graph.nodes
     edges = np.flatnonzero(nodes.are("feature")[made.graph.source])
+    fill = np.zeros(len(made.parts.act))
     for method in METHODS:
         rng = np.random.default_rng(0)
-        scores = node_scores(made.bundle, made.made, made.graph, method, rng)
+        scores = node_scores(made.bundle, made.made, made.graph, method, fill, rng)
         assert scores.shape == made.parts.act.shape
         assert scores.min() >= 0
         assert scores.std() > 0
-        of_edges = edge_scores(made.bundle, made.made, made.graph, method, rng, edges)
+        of_edges = edge_scores(made.bundle, made.made, made.graph, method, fill, rng, edges)
         assert of_edges.shape == edges.shape
         assert np.isfinite(of_edges).all()
         if method == "cosine":
@@ -140,11 +179,23 @@ def test_curves_and_areas_by_hand() -> None:
     assert [e.value for e in found.curve("nodes", "effect")] == [0.0, 0.5, 1.0]
     assert [e.value for e in found.curve("nodes", "effect", complete=True)] == [1.0, 0.5, 0.0]
     areas = found.areas("nodes", "effect")
-    assert {name: e.value for name, e in areas.items()} == {"cpr": 0.5, "cmd": 0.5, "completeness": 0.5}
+    assert {name: e.value for name, e in areas.items()} == {"cpr": 0.5, "cmd": 0.5, "gap": 0.5, "completeness": 0.5}
     # Resampling the two prompts gives only these three: either twice, or both.
     assert (areas["cpr"].low, areas["cpr"].high) == (pytest.approx((0.125 + 0.625) / 2), pytest.approx(0.625))
     assert found.against("nodes", "effect", "random")["cpr"].value == 0.25
+    # One prompt overshoots by what the other lacks: together they look perfect, one by one they do not.
+    crossed = replace(found, circuit={key: np.array([[1.0, 6.0, 5.0], [0.0, 3.0, 4.0]])}).areas("nodes", "effect")
+    assert (crossed["cmd"].value, crossed["gap"].value) == (0.25, pytest.approx((1 + 0.25) / 4 + 0.25 / 4))
     assert found.to_json()["nodes"]["methods"]["random"]["faithfulness"][1][0] == 0.0
+
+
+def test_one_prompt_has_no_intervals() -> None:
+    key, circuit = ("nodes", "effect"), np.array([[1.0, 4.0, 5.0]])
+    shares, model, empty = np.array([0.0, 0.5, 1.0]), np.array([5.0]), {"nodes": np.array([1.0])}
+    found = Faithfulness(shares, {key: circuit}, {key: circuit}, model, empty, {"nodes": np.array([4])})
+    middle = found.curve("nodes", "effect")[1]
+    assert middle.value == 0.75 and np.isnan([middle.low, middle.high]).all()
+    assert found.to_json()["nodes"]["methods"]["effect"]["gap"][1] == [0.25, None, None]
 
 
 def test_fills(made: Case) -> None:
@@ -166,7 +217,7 @@ def test_fills(made: Case) -> None:
         ({"fill": "noise"}, "fill must be of"),
         ({"methods": []}, "methods: expected at least one"),
         ({"units": ["heads"]}, "units must be of"),
-        ({}, "at least two, got 1"),
+        ({"fill": "resample"}, "takes at least 2 prompts, got 1"),
     ],
 )
 def test_what_cannot_be_measured_is_said(asked: dict[str, Any], sentence: str, made: Case) -> None:

@@ -24,6 +24,7 @@ from jaxcircuits.graph import (
     to_networkx,
 )
 from tests.graph.conftest import Case
+from tests.graph.independent import Detached, differences
 from tests.helpers import TOLERANCES
 
 
@@ -98,6 +99,23 @@ def test_the_viewers_file_keeps_the_rules_and_the_weights(graph: Graph) -> None:
         assert max(shares) == pytest.approx(1)
 
 
+def test_names_of_features_are_saved_and_exported(graph: Graph, tmp_path: Path) -> None:
+    """A name stands for what nobody named, hints for what has no name; in every node of the feature."""
+    nodes, at = graph.nodes, np.flatnonzero(graph.nodes.are("feature"))
+    keys = [(graph.saes[nodes.sae[i]], int(nodes.feature[i])) for i in at]
+    first, other = keys[0], next(key for key in keys if key != keys[0])
+    save_graph(graph.labelled({first: "wolves"}).labelled({("elsewhere", 1): "none"}), tmp_path / "named")
+    named = load_graph(tmp_path / "named")
+    assert named.label(at[0]) == graph.label(at[0]).replace(f"#{first[1]}", f"#{first[1]} (wolves)")
+    content = to_circuit_tracer(
+        prune(named, node_threshold=1, edge_threshold=1), hints={first: "x", other: "#7 promotes"}
+    )
+    assert schema_problems(content) == []
+    shown = {node["clerp"] for node in content["nodes"] if node["feature_type"] == "cross layer transcoder"}
+    assert {"wolves", "#7 promotes"} <= shown and "x" not in shown
+    assert any(text.startswith(graph.saes[0]) for text in shown)
+
+
 def test_strict_ids_are_circuit_tracers_own_or_refused(plain_case: Case) -> None:
     whole = plain_case[2]
     nodes = whole.nodes
@@ -156,14 +174,24 @@ def test_the_rules_can_be_broken(graph: Graph, sentence: str) -> None:
 
 @pytest.mark.slow
 def test_fifty_prompts_add_up_and_a_hundred_have_unique_ids(x64: None) -> None:
-    """On the shipped weights."""
+    """On the shipped weights: every node's sum, edges into some by PyTorch, and what is exported."""
     bundle = load_bundle(dtype=jnp.float64)
     stories = list(read_corpus(shipped_bundle() / "stories.txt"))[:100]
+    assert len(stories) == 100
     for number, story in enumerate(stories):
-        built = build_graph(bundle, bundle.tokenize(story)[: 9 + number % 8], include_bos=number % 2 == 0)
-        assert schema_problems(to_circuit_tracer(built)) == []
+        tokens = bundle.tokenize(story)[: 9 + number % 8]
+        built = build_graph(bundle, tokens, include_bos=number % 2 == 0)
+        for shown in (built, prune(built)):
+            content = to_circuit_tracer(shown)
+            assert schema_problems(content) == []
+            assert len({node["node_id"] for node in content["nodes"]}) == len(shown.nodes)
         if number < 50:
-            ends = built.nodes.are("feature", "logit")
-            size = np.abs(built.nodes.value[ends]).max()
-            total = np.bincount(built.target, built.weight, len(built.nodes))
-            assert np.abs(total - built.nodes.value)[ends].max() <= TOLERANCES["methods"]["float64"] * size
+            ends = np.flatnonzero(built.nodes.are("feature", "logit"))
+            into = built.adjacency()[ends]
+            missing = np.asarray(into.sum(axis=1)).ravel() - built.nodes.value[ends]
+            largest = abs(into).max(axis=1).toarray().ravel()
+            assert len(ends) > 100
+            assert (np.abs(missing) <= TOLERANCES["methods"]["float64"] * largest).all()
+            other = Detached(bundle, tokens)
+            for end in np.random.default_rng(number).choice(ends, 5, replace=False):
+                assert np.abs(differences(built, other, end)).max() <= 1e-6

@@ -1,17 +1,18 @@
 """What the page carries: a graph as columns of short numbers, nodes in rows by layer, edges strongest first."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxcircuits.evaluation import FeatureSummary
-from jaxcircuits.graph import KINDS, Graph, edge_influence, influence, scores
+from jaxcircuits.graph import KINDS, Graph, Interaction, Labels, edge_influence, influence, scores
 from jaxcircuits.graph.influence import CONSTANT, logit_weights
+from jaxcircuits.graph.interactions import feature_at
 
-SHOWN = 1000
+SHOWN = 300
 """Edges that a page draws when it opens: what a person can still read."""
 
 MOST = 20_000
@@ -31,14 +32,12 @@ KIND_NAMES = {
     "logit": "logits",
 }
 
-Labels = Mapping[tuple[str, int], str]
-"""Names that people gave to features, by SAE and number."""
-
 
 def content(
     graph: Graph,
     cards: Sequence[FeatureSummary] = (),
     labels: Labels | None = None,
+    pairs: Sequence[Interaction] = (),
     *,
     shown: int = SHOWN,
     most: int = MOST,
@@ -50,7 +49,8 @@ def content(
     Args:
         graph: Any graph, whole or pruned.
         cards: Descriptions of some of its features.
-        labels: Names of some of them.
+        labels: Names of some of them, besides those that the graph has.
+        pairs: Pairs of drivers, from `conjunctions`, the largest first.
         shown: Edges drawn at first: those of most influence, or where there are no logits of largest |weight|.
         most: Edges that the page carries, first by either; the rest is added to `cut`.
         corpus: What the descriptions were read from, in words.
@@ -63,6 +63,7 @@ def content(
     >>> [row["title"] for row in data["rows"]], data["tokens"][1:]
     (['embeddings', 'layer 0', 'layer 1', 'logits'], ['The', ' dog', ' was'])
     """
+    graph = graph.labelled(labels or {})
     logits = bool(graph.nodes.are("logit").any())
     about, important = _about(graph, most), importance(graph)
     through = edge_influence(graph) if logits else np.zeros(len(graph.weight))
@@ -71,6 +72,7 @@ def content(
     graph, through, important = graph.keep(kept, edges), through[edges], important[kept]
     nodes = graph.nodes
     ranked = np.argsort(-np.abs(graph.weight), kind="stable")
+    number = {feature_at(graph, int(i)): int(i) for i in np.flatnonzero(nodes.are("feature"))}
     kinds = [kind for kind in KINDS if (nodes.kind == kind).any()]
     return {
         "about": about,
@@ -105,11 +107,17 @@ def content(
             "influence": short(through[ranked]) if logits else [],
             "parts": {name: short(part[ranked]) for name, part in graph.parts.items()},
         },
+        "pairs": [
+            [*(number[end] for end in (p.target, p.a, p.b)), *short(np.array([p.interaction]))]
+            for p in pairs
+            if {p.target, p.a, p.b} <= set(number) and p.interaction
+        ],
         "cards": {f"{graph.saes.index(card.sae)}:{card.feature}": _card(card) for card in cards},
         "labels": {
             f"{graph.saes.index(sae)}:{feature}": text
-            for (sae, feature), text in (labels or {}).items()
+            for sae, names in graph.settings.get("labels", {}).items()
             if sae in graph.saes
+            for feature, text in names.items()
         },
     }
 

@@ -7,8 +7,8 @@ const whole = d3.format(",");
 const readable = (text) => text.replace(/\r?\n/g, "⏎").replace(/\t/g, "⇥");
 
 class Graph {
-  constructor({ tokens, saes, rows, kinds, nodes, edges, cards, labels }) {
-    Object.assign(this, { tokens, saes, rows, kinds, cards, labels });
+  constructor({ tokens, saes, rows, kinds, nodes, edges, cards, labels, pairs }) {
+    Object.assign(this, { tokens, saes, rows, kinds, cards, labels, pairs });
     Object.assign(this, nodes); // a column each: kind, sae, row, pos, feature, name, short, place, importance, value, probability, cut, unexplained
     this.source = Uint32Array.from(edges.source);
     this.target = Uint32Array.from(edges.target);
@@ -43,6 +43,11 @@ class Graph {
   title(node) {
     const label = this.labelOf(node);
     return readable(this.short[node]) + (label && ` ${label}`);
+  }
+
+  // The first pairs of drivers of a node: [target, a, b, interaction], the largest first.
+  pairsOf(node) {
+    return this.pairs.filter(([target]) => target === node).slice(0, 8);
   }
 
   // What a search looks through.

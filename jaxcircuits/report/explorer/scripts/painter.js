@@ -168,6 +168,7 @@ class Painter {
       context.globalAlpha = lit || node === focus ? 1 : 0.22;
       this.shape(context, node);
     }
+    this.arcs(context);
     context.globalAlpha = 1;
     for (const node of [selection.node, focus]) {
       if (node === null || !this.points[node]) continue;
@@ -180,6 +181,24 @@ class Painter {
     this.names(drawn);
     this.rowNames();
     this.strip();
+  }
+
+  // Pairs of drivers of the selected node: AND-like solid, OR-like dashed, the wider the larger.
+  arcs(context) {
+    const pairs = this.graph.pairsOf(this.selection.node).filter(([, a, b]) => this.selection.sees(a) && this.selection.sees(b));
+    context.strokeStyle = this.colour.ink;
+    for (const [, a, b, interaction] of pairs) {
+      const [[x, y], [toX, toY]] = [this.points[a], this.points[b]];
+      const share = Math.abs(interaction / pairs[0][3]);
+      context.globalAlpha = 0.35 + 0.5 * share;
+      context.lineWidth = 0.8 + 1.4 * share;
+      context.setLineDash(interaction < 0 ? [5, 3] : []);
+      context.beginPath();
+      context.moveTo(x, y);
+      context.quadraticCurveTo((x + toX) / 2, Math.max(y, toY) + 26, toX, toY);
+      context.stroke();
+    }
+    context.setLineDash([]);
   }
 
   shape(context, node) {

@@ -110,6 +110,7 @@ class Panel {
       element("p", { class: "sub" }, graph.name[node]),
       element("dl", {}, ...this.facts(node, kind, found)),
       ...this.ends("Driven by", graph.into[node], graph.source, ["token", "position"].includes(kind) ? null : "no edge leads here"),
+      ...this.together(graph.pairsOf(node)),
       ...this.ends("Drives", graph.outOf[node], graph.target, kind === "logit" ? null : "no edge leads on"),
     );
     if (found) card.append(...this.described(found));
@@ -153,6 +154,24 @@ class Panel {
         }, ...this.named(node),
         bar(Math.abs(weight) / largest, weight < 0 ? "negative" : "positive"), element("span", { class: "weight" }, signed(weight)));
       })),
+    ];
+  }
+
+  // Drivers that do not add up, ablated alone and both.
+  together(pairs) {
+    if (!pairs.length) return [];
+    const { graph } = this;
+    const largest = Math.abs(pairs[0][3]);
+    return [
+      element("h3", {}, "Pairs of drivers", element("small", {}, " that do not add up: AND-like solid, OR-like dashed")),
+      element("div", { class: "edges pairs" }, ...pairs.map(([, a, b, interaction]) => element("button", {
+        type: "button",
+        title: `${graph.name[a]} and ${graph.name[b]}`,
+        click: () => this.select(a),
+        focus: () => this.hover({ node: a }),
+        blur: () => this.hover(null),
+      }, element("span", {}, `${graph.title(a)} and ${graph.title(b)}`), element("span", { class: "where" }, interaction > 0 ? "AND" : "OR"),
+      bar(Math.abs(interaction) / largest, interaction < 0 ? "negative" : "positive"), element("span", { class: "weight" }, signed(interaction))))),
     ];
   }
 
