@@ -262,10 +262,11 @@ def test_attributed_from_end_to_end(tmp_path: Path, ends: str) -> None:
     ("parallel", "hooks"),
     [
         (True, ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_post")),
-        pytest.param(False, ("blocks.0.hook_resid_mid", "blocks.1.mlp.hook_post"), marks=pytest.mark.slow),
+        (False, ("blocks.0.hook_resid_mid", "blocks.1.mlp.hook_post")),
     ],
     ids=["parallel", "one after the other"],
 )
+@pytest.mark.slow
 def test_gradients_are_those_of_pytorch(tmp_path: Path, parallel: bool, hooks: tuple[str, str]) -> None:
     """Through the whole model, the original notebook's way: one backward pass a target, on TransformerLens' model."""
     model = neox(use_parallel_residual=parallel)
