@@ -28,6 +28,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "parallel, learned positions": {"parallel_residual": True, "activation": "relu"},
 }
 """Overrides of `tiny_config`."""
+EACH_MODEL = [
+    pytest.param(
+        name, marks=[pytest.mark.slow] * (name in ("rotary, one after the other", "parallel, learned positions"))
+    )
+    for name in MODELS
+]
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},

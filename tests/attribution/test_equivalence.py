@@ -10,8 +10,8 @@ from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.errors import InputError
 from tests.attribution.cases import (
     BETWEEN,
+    EACH_MODEL,
     KEY,
-    MODELS,
     SETTINGS,
     assert_same_edges,
     assert_same_targets,
@@ -52,7 +52,7 @@ def test_every_setting(method: str, settings: str) -> None:
 
 
 @pytest.mark.parametrize("derivative", ["exact", pytest.param("frozen", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("model", list(MODELS))
+@pytest.mark.parametrize("model", EACH_MODEL)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_model(method: str, model: str, derivative: str) -> None:
     settings = {"positions": "all", "splice": "source", "derivative": derivative, "completeness": True}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcircuits.attribution import Engine, Settings
-from tests.attribution.cases import MODELS, assert_same_edges, bundle_of, prompts_of
+from tests.attribution.cases import EACH_MODEL, assert_same_edges, bundle_of, prompts_of
 from tests.helpers import random_params
 from tests.oracle import TorchSAE, oracle_feature_acts, oracle_gradients, oracle_hook_value, transformer_lens_model
 
@@ -76,7 +76,7 @@ def test_every_setting(method: str, settings: str) -> None:
     _compare(bundle, model, method, SETTINGS[settings])
 
 
-@pytest.mark.parametrize("model", [name for name in MODELS if "scaled" not in name])
+@pytest.mark.parametrize("model", [row for row in EACH_MODEL if "scaled" not in row.values[0]])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_model_in_float64(method: str, model: str, x64: None) -> None:
     bundle = bundle_of(model, jnp.float64, processed=False)

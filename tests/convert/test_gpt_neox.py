@@ -123,6 +123,35 @@ def test_equal_to_hugging_face(tmp_path: Path, variant: str) -> None:
         assert_close(acts[name], value, "oracle", name)
 
 
+class Angles(torch.nn.Module):
+    """Hugging Face's rotary angles in double precision: its own are float32 even in a float64 model."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        dim = int(config.hidden_size // config.num_attention_heads * config.rope_parameters["partial_rotary_factor"])
+        powers = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+        self.speeds = 1.0 / config.rope_parameters["rope_theta"] ** powers
+
+    def forward(self, x: Any, position_ids: Any) -> tuple[Any, Any]:
+        angles = position_ids[..., None].double() * self.speeds
+        both = torch.cat((angles, angles), dim=-1)
+        return both.cos(), both.sin()
+
+
+@pytest.mark.parametrize("variant", ["one after the other", "every number turned, another base"])
+def test_equal_to_hugging_face_in_float64(tmp_path: Path, variant: str, x64: None) -> None:
+    model = neox(**VARIANTS[variant])
+    bundle = converted(model, tmp_path, processed=False, dtype=jnp.float64)
+    model = model.double()
+    model.gpt_neox.rotary_emb = Angles(model.config)
+    theirs = model(torch.tensor(TOKENS), output_hidden_states=True)
+    taps = [f"blocks.{layer}.hook_resid_pre" for layer in range(bundle.cfg.n_layers)]
+    logits, acts = forward(bundle.params, bundle.cfg, jnp.asarray(TOKENS), taps=taps)
+    assert_close(logits, theirs.logits.numpy(), "oracle", "logits")
+    for tap, value in zip(taps, theirs.hidden_states, strict=False):
+        assert_close(acts[tap], value.numpy(), "oracle", tap)
+
+
 @pytest.mark.parametrize("variant", ["as Pythia", "one after the other", "every number turned, another base"])
 def test_equal_to_transformer_lens_processed(tmp_path: Path, variant: str) -> None:
     model = neox(**VARIANTS[variant])
@@ -233,10 +262,11 @@ def test_attributed_from_end_to_end(tmp_path: Path, ends: str) -> None:
     ("parallel", "hooks"),
     [
         (True, ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_post")),
-        pytest.param(False, ("blocks.0.hook_resid_mid", "blocks.1.mlp.hook_post"), marks=pytest.mark.slow),
+        (False, ("blocks.0.hook_resid_mid", "blocks.1.mlp.hook_post")),
     ],
     ids=["parallel", "one after the other"],
 )
+@pytest.mark.slow
 def test_gradients_are_those_of_pytorch(tmp_path: Path, parallel: bool, hooks: tuple[str, str]) -> None:
     """Through the whole model, the original notebook's way: one backward pass a target, on TransformerLens' model."""
     model = neox(use_parallel_residual=parallel)

@@ -16,7 +16,13 @@ ROTARY = neox_config(parallel_residual=False, rotary_dim=4, attention=("local", 
 
 @pytest.mark.parametrize(
     ("cfg", "parts"),
-    [(CFG, (1,) * 16), (CFG, (5, 1, 1, 9)), (CFG, (16,)), (NEOX, (5, 1, 1, 9)), (ROTARY, (1, 6, 9))],
+    [
+        (CFG, (1,) * 16),
+        (CFG, (5, 1, 1, 9)),
+        (CFG, (16,)),
+        (NEOX, (5, 1, 1, 9)),
+        pytest.param(ROTARY, (1, 6, 9), marks=pytest.mark.slow),
+    ],
     ids=["token by token", "parts", "at once", "rotary, parallel", "rotary, local"],
 )
 def test_logits_and_activations_equal_those_of_one_pass(cfg, parts, x64):
@@ -39,7 +45,7 @@ def test_logits_and_activations_equal_those_of_one_pass(cfg, parts, x64):
 
 @pytest.mark.parametrize(
     ("cfg", "key"),
-    [(CFG, "hook_k"), (NEOX, "hook_k"), (NEOX, "hook_rot_k")],
+    [(CFG, "hook_k"), pytest.param(NEOX, "hook_k", marks=pytest.mark.slow), (NEOX, "hook_rot_k")],
     ids=["learned", "rotary", "rotary, once turned"],
 )
 def test_edits_reach_the_keys_that_later_passes_see(cfg, key):
