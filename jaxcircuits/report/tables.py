@@ -12,7 +12,7 @@ from rich.table import Table
 
 from jaxcircuits.attribution.edges import Columns
 from jaxcircuits.bundle import Bundle
-from jaxcircuits.config import SAEConfig
+from jaxcircuits.config import ModelConfig, SAEConfig
 from jaxcircuits.readings import Checked
 
 
@@ -100,6 +100,7 @@ def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
         ("layers", f"{cfg.n_layers} ({', '.join(cfg.attention)}; window {cfg.window})"),
         ("d_model, heads, d_mlp", f"{cfg.d_model}, {cfg.n_heads} × {cfg.d_head}, {cfg.d_mlp}"),
         ("vocabulary, context", f"{cfg.d_vocab:,}, {cfg.n_ctx}"),
+        ("positions, MLP", f"{_positions(cfg)}; {cfg.activation}{', beside attention' * cfg.parallel_residual}"),
         ("tokenizer", "yes, BOS first" if bundle.tokenizer is not None else "none: takes token ids"),
         ("processed on loading", ", ".join(cfg.processing) or "none"),
         *((k, _one_value(v)) for k, v in bundle.manifest.items() if k not in ("schema", "sha256", "source_sha256")),
@@ -112,6 +113,10 @@ def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
     for name, sae in bundle.saes.items():
         saes.add_row(escape(name), *(escape(cell) for cell in _sae_cells(sae.cfg)))
     return model, saes
+
+
+def _positions(cfg: ModelConfig) -> str:
+    return f"rotary, {cfg.rotary_dim} of {cfg.d_head}, base {cfg.rotary_base:g}" if cfg.rotary else cfg.positions
 
 
 def checked_table(found: Mapping[str, Checked]) -> Table:
