@@ -18,6 +18,7 @@ Jacobian, whose 768 rows cost 19 times as much.
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from benchmark_cases import Case
 from benchmark_clock import Edges, Row, difference, interleaved
@@ -93,7 +94,7 @@ def _torch(case: Case, ours: Attribution, targets: list[tuple[int, int]]):
 
     problem = ours.engine.problem
     cfg, params, d_sae = case.bundle.cfg, case.bundle.params, len(ours.tables.directions)
-    _, acts = forward(params, cfg, np.asarray(case.story), taps=(problem.source_hook,), logits_at=None)
+    _, acts = forward(params, cfg, jnp.asarray(case.story), taps=(problem.source_hook,), logits_at=None)
     flat = np.asarray(ours.passed.sources.flat)[0][: ours.n_sources]
     sources = [flat[flat // d_sae == pos] % d_sae for pos in range(ours.length)]
     blocks = [params.blocks[i] for i in (*blocks_between(problem), problem.target_block)]

@@ -170,10 +170,11 @@ def _all_forward(
     """Some sources at a time, pushed through the positions that see them."""
     length, n, problem = shape.length, len(sources.flat), way.problem
     at_once = min(n, shape.passes_at_once)
+    flat = jnp.pad(sources.flat, (0, at_once))  # moved to fit, the last would bring sources from before its window
     resid, *_ = start_of(way, pulled, target_pos)
 
     def some(first: Array, begin: int) -> Float[Array, "target source"]:
-        index = jax.lax.dynamic_slice_in_dim(sources.flat, first, at_once)
+        index = jax.lax.dynamic_slice_in_dim(flat, first, at_once)
         pos, feature = index // len(E), index % len(E)
         x = jnp.zeros((length - begin, at_once, E.shape[1]), E.dtype)
         x = x.at[pos - begin, jnp.arange(at_once)].set(E[feature])
@@ -192,16 +193,15 @@ def _all_forward(
 
     def step(begin: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         first, found = state
-        new = some(jnp.minimum(first, n - at_once), begin)
-        return first + at_once, jax.lax.dynamic_update_slice_in_dim(found, new, first, 1)
+        return first + at_once, jax.lax.dynamic_update_slice_in_dim(found, some(first, begin), first, 1)
 
     def fits(end: int, state: tuple[Array, Array]) -> Array:
         first, _ = state
         return (first < jnp.minimum(sources.number, n)) & (sources.flat[jnp.minimum(first, n - 1)] // len(E) < end)
 
-    state = (jnp.zeros((), jnp.int32), jnp.zeros((len(target_pos), n), E.dtype))
+    state = (jnp.zeros((), jnp.int32), jnp.zeros((len(target_pos), len(flat)), E.dtype))
     begin = 0
     for end in _ends(way, n, length):
         state = jax.lax.while_loop(partial(fits, end), partial(step, begin), state)
         begin = end
-    return state[1]
+    return state[1][:, :n]

@@ -99,14 +99,14 @@ def _collapsed(
 
 
 def window(link: Link, first: int, end: int) -> Link:
-    """A block's map between some positions."""
+    """A block's map between some positions; what a query's softmax is over stays whole."""
     s = slice(first, end)
     segment = link.segment._replace(
         norm1=NormState(*(x[s] for x in link.segment.norm1)),
         q=link.segment.q[s],
-        k=link.segment.k[s],
-        v=link.segment.v[s],
-        pattern=link.segment.pattern[:, s, s],
+        k=link.segment.k[:end],
+        v=link.segment.v[:end],
+        pattern=link.segment.pattern[:, s, :end],
         norm2=link.segment.norm2 and NormState(*(x[s] for x in link.segment.norm2)),
         gelu_slope=None if link.segment.gelu_slope is None else link.segment.gelu_slope[s],
     )
@@ -144,7 +144,8 @@ def through_attention(
     segment, number = link.segment, link.number
     z = to_heads(problem, number, link.weights.attn, g)  # [head, pos, target, d_head]
     pattern = segment.pattern
-    value = einsum(pattern, z, "head q k, head q target d -> head k target d")
+    before = pattern.shape[2] - pattern.shape[1]  # positions before the window
+    value = einsum(pattern[..., before:], z, "head q k, head q target d -> head k target d")
     read = [cut(problem, number, "attn.hook_v", value)]
     if not problem.frozen:
         out = einsum(pattern, segment.v, "head q k, k head d -> head q d")
@@ -152,7 +153,7 @@ def through_attention(
         mean = einsum(z, out, "head q target d, head q d -> head q target")
         scores = problem.cfg.attention_scale * pattern[:, :, None] * (g_pattern - mean[..., None])
         query = einsum(scores, segment.k, "head q target k, k head d -> head q target d")
-        key = einsum(scores, segment.q, "head q target k, q head d -> head k target d")
+        key = einsum(scores[..., before:], segment.q, "head q target k, q head d -> head k target d")
         read += [cut(problem, number, "attn.hook_q", query), cut(problem, number, "attn.hook_k", key)]
     to_stream = "head pos target d, head d d_model -> pos target d_model"
     value, *others = (einsum(x, W, to_stream) for x, W in zip(read, link.W_heads, strict=False))
