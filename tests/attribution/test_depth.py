@@ -93,9 +93,7 @@ def test_every_kind_on_every_hook(row: str, tmp_path: Path, x64: None) -> None:
 
 
 WAYS = [
-    pytest.param(
-        *way, marks=[pytest.mark.slow] * (way not in (("exact", "reverse", True), ("exact", "forward", False)))
-    )
+    pytest.param(*way, marks=[pytest.mark.slow] * (way != ("exact", "forward", False)))
     for way in product(("exact", "frozen"), ("reverse", "forward"), (False, True))
 ]
 
