@@ -105,7 +105,7 @@ def test_auto_is_structured_where_it_can_be() -> None:
         Engine(bundle, Settings(source=first, target=third, method="structured", parts="kinds"))
 
 
-@pytest.mark.parametrize("method", [*METHODS, "reference"])
+@pytest.mark.parametrize("method", [*METHODS, pytest.param("reference", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("positions", ["same", "all"])
 def test_a_batch_equals_each_prompt_alone(method: str, positions: str) -> None:
     bundle = tiny_bundle(tiny_config(n_ctx=40))

@@ -53,7 +53,7 @@ def test_memory_that_is_none(text: str) -> None:
 
 
 @pytest.mark.parametrize("positions", ["same", "all"])
-@pytest.mark.parametrize("method", ["structured", "reference"])
+@pytest.mark.parametrize("method", ["structured", pytest.param("reference", marks=pytest.mark.slow)])
 def test_less_memory_makes_smaller_programs_and_the_same_edges(method: str, positions: str) -> None:
     bundle = tiny_bundle(tiny_config(n_ctx=64))
     prompts = prompts_of(bundle, 20, 33, 47, 55)
