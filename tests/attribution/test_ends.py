@@ -112,7 +112,7 @@ def _assert_complete(targets: Any) -> None:
     assert np.abs(targets["attribution_sum"]).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", thinned(KINDS))
 def test_every_kind_of_autoencoder(kind: str, x64: None) -> None:
     fields, settings = KINDS[kind]
     bundle = _bundle("blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post", jnp.float64, fields, fields)
