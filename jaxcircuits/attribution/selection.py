@@ -20,11 +20,6 @@ class Sources(NamedTuple):
     starts: Int[Array, "pos+1"]  # where each position's sources begin; the last entry is where all end
     number: Int[Array, ""]  # how many there are, whether or not they fit
 
-    @property
-    def most(self) -> Int[Array, ""]:
-        """The largest number at one position."""
-        return (self.starts[1:] - self.starts[:-1]).max()
-
 
 class Targets(NamedTuple):
     """The targets of one sequence, by position, then feature. Past `number`, entries have no meaning."""

@@ -50,11 +50,7 @@ FORMAT = model_format(
         more=_more,
         harmless=("reorder_and_upcast_attn",),  # in which precision scores are computed
         prefix="transformer.",
-        outside={
-            "wte.weight": ("d_vocab d_model -> d_vocab d_model", "W_E"),
-            "wpe.weight": ("n_ctx d_model -> n_ctx d_model", "W_pos"),
-            **norm("ln_f", "ln_final"),
-        },
+        outside=GPT2_OUTSIDE,
         embedding="wte.weight",
         blocks="h",
         block=lambda fields: _BLOCK,

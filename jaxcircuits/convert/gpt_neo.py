@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxcircuits.convert.hf_model import (
+    GPT2_OUTSIDE,
     HEADS_IN,
     HEADS_OUT,
     LINEAR_IN,
@@ -74,11 +75,7 @@ FORMAT = model_format(
         more=_more,
         harmless=(),
         prefix="transformer.",
-        outside={
-            "wte.weight": ("d_vocab d_model -> d_vocab d_model", "W_E"),
-            "wpe.weight": ("n_ctx d_model -> n_ctx d_model", "W_pos"),
-            **norm("ln_f", "ln_final"),
-        },
+        outside=GPT2_OUTSIDE,
         embedding="wte.weight",
         blocks="h",
         block=lambda fields: _BLOCK,

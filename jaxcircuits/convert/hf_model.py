@@ -186,3 +186,11 @@ def placed(tensor: np.ndarray, layout: str, *names: str, sizes: Mapping[str, int
 def norm(stored: str, name: str) -> dict[str, tuple[str, ...]]:
     """Rows of a layer norm."""
     return {f"{stored}.weight": (VECTOR, f"{name}.w"), f"{stored}.bias": (VECTOR, f"{name}.b")}
+
+
+GPT2_OUTSIDE = {
+    "wte.weight": ("d_vocab d_model -> d_vocab d_model", "W_E"),
+    "wpe.weight": ("n_ctx d_model -> n_ctx d_model", "W_pos"),
+    **norm("ln_f", "ln_final"),
+}
+"""What lies outside the blocks of GPT-2, and of GPT-Neo, which took its names."""
