@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxcircuits.convert.hf_model import VECTOR, Family, Fields, Rows, Sizes, model_format, norm
+from jaxcircuits.convert.hf_model import GPT2_OUTSIDE, VECTOR, Family, Fields, Rows, Sizes, model_format, norm
 from jaxcircuits.convert.hugging_face import GPT2_DEFAULTS, flag
 from jaxcircuits.errors import InputError
 
