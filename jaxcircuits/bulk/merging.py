@@ -90,13 +90,13 @@ def added(columns: Columns, layout: Layout) -> dict[str, np.ndarray]:
     """Rows of equal keys added, sorted by key. Of equal `largest` ones the first row counts."""
     number = layout.number(columns)
     order = np.argsort(number, kind="stable")  # quick where the rows are a few sorted runs
-    groups = Groups.of(number[order])
-    first = order[groups.starts]
-    out = {name: columns[name][first] for name in layout.key}
-    out |= {name: groups.add(columns[name][order]) for name in layout.sums}
+    groups = Groups.of(number.take(order))
+    first = order.take(groups.starts)
+    out = {name: columns[name].take(first) for name in layout.key}
+    out |= {name: groups.add(columns[name].take(order)) for name in layout.sums}
     if layout.largest:
-        at = order[groups.greatest(columns["largest_size"][order])]
-        out |= {f"largest_{name}": columns[f"largest_{name}"][at] for name in LARGEST}
+        at = order.take(groups.greatest(columns["largest_size"].take(order)))
+        out |= {f"largest_{name}": columns[f"largest_{name}"].take(at) for name in LARGEST}
     return out
 
 
@@ -105,11 +105,11 @@ class Groups(NamedTuple):
 
     Attributes:
         starts: Where each begins.
-        group: Which one each row is of.
+        sizes: How many rows each has.
     """
 
     starts: Int[np.ndarray, "_n"]
-    group: Int[np.ndarray, "n"]
+    sizes: Int[np.ndarray, "_n"]
 
     @classmethod
     def of(cls, *keys: Int[np.ndarray, "n"]) -> "Groups":
@@ -118,18 +118,20 @@ class Groups(NamedTuple):
         changes[:1] = True
         for key in keys:
             changes[1:] |= key[1:] != key[:-1]
-        return cls(np.flatnonzero(changes), np.cumsum(changes) - 1)
+        starts = np.flatnonzero(changes)
+        return cls(starts, np.diff(starts, append=len(changes)))
 
     def add(self, values: np.ndarray) -> Float[np.ndarray, "_n"]:
         """The sum of each run, in float64."""
-        return np.bincount(self.group, values, len(self.starts)).astype(np.float64, copy=False)  # integers, if empty
+        return np.add.reduceat(values, self.starts, dtype=np.float64)
 
     def greatest(self, values: np.ndarray) -> Int[np.ndarray, "_n"]:
         """The first place of the greatest value of each run."""
         if not len(self.starts):
             return self.starts
-        at = np.flatnonzero(values == np.maximum.reduceat(values, self.starts)[self.group])
-        return at[Groups.of(self.group[at]).starts]
+        at = np.flatnonzero(values == np.repeat(np.maximum.reduceat(values, self.starts), self.sizes))
+        group = np.searchsorted(self.starts, at, side="right")
+        return at.take(Groups.of(group).starts)
 
 
 class _Stream:

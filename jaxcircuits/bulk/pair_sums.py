@@ -40,36 +40,58 @@ def pair_sums(edges: "pa.Table") -> "pa.Table":
     target, source, pos, earlier, prompt = (
         edges[name].to_numpy() for name in ("target_feature", "source_feature", "target_pos", "source_pos", "prompt")
     )
-    key = _number({"target_feature": target, "source_feature": source, "offset": pos - earlier})
-    if np.all((prompt[1:] > prompt[:-1]) | ((prompt[1:] == prompt[:-1]) & (pos[1:] >= pos[:-1]))):
-        order = np.argsort(key, kind="stable")  # as an engine lists them
-    else:
-        order = np.lexsort((pos, prompt, key))
-    key = key[order]
-    attribution, source, target = (edges[n].to_numpy()[order] for n in ("attribution", "source_act", "target_act"))
+    offset = pos - earlier
+    order = _order(target, source, offset, prompt, pos)
+    keys = [values.take(order) for values in (target, source, offset)]
+    pairs, stories = Groups.of(*keys), Groups.of(*keys, prompt.take(order))
+    of_story = Groups.of(*(values.take(stories.starts) for values in keys))
+    attribution, source_act, target_act = (
+        edges[name].to_numpy().take(order) for name in ("attribution", "source_act", "target_act")
+    )
     wide = attribution.astype(np.float64)
-    pairs, stories = Groups.of(key), Groups.of(key, prompt[order])
-    of_story = Groups.of(key[stories.starts])
-    n, total = np.bincount(stories.group).astype(np.float64), stories.add(wide)
+    n, total = stories.sizes.astype(np.float64), stories.add(wide)
     sums = {
-        "edges": np.bincount(pairs.group),
-        "both_active": pairs.add((source != 0) & (target > 0)),
+        "edges": pairs.sizes,
+        "both_active": pairs.add((source_act != 0) & (target_act > 0)),
         "positive": pairs.add(attribution > 0),
         "total": pairs.add(wide),
         "absolute": pairs.add(np.abs(wide)),
         "squares": pairs.add(wide * wide),
-        "weighted": pairs.add(wide * target),
-        "product": pairs.add(source.astype(np.float64) * target),
-        "stories": np.bincount(of_story.group),
+        "weighted": pairs.add(wide * target_act),
+        "product": pairs.add(source_act.astype(np.float64) * target_act),
+        "stories": of_story.sizes,
         "story_squares": of_story.add(total * total),
         "story_cross": of_story.add(total * n),
         "edges_2": of_story.add(n * n),
         "edges_3": of_story.add(n * n * n),
     }
-    of = key[pairs.starts]
-    columns = {"target_feature": of >> 40, "source_feature": of >> 16 & 0xFFFFFF, "offset": of & 0xFFFF}
+    columns = {name: values.take(pairs.starts) for name, values in zip(PAIRS.key, keys, strict=True)}
     largest = pairs.greatest(np.abs(attribution))
     value, at = attribution[largest], order[largest]
     columns |= {"largest_size": np.abs(value), "largest_value": value}
     columns |= {"largest_prompt": -prompt[at], "largest_pos": -pos[at]}
     return PAIRS.table(columns | sums)
+
+
+def _order(
+    target: Int[np.ndarray, "n"],
+    source: Int[np.ndarray, "n"],
+    offset: Int[np.ndarray, "n"],
+    prompt: Int[np.ndarray, "n"],
+    pos: Int[np.ndarray, "n"],
+) -> Int[np.ndarray, "n"]:
+    """The order by pair, then by prompt and position."""
+    if not np.all((prompt[1:] > prompt[:-1]) | ((prompt[1:] == prompt[:-1]) & (pos[1:] >= pos[:-1]))):
+        return np.lexsort((pos, prompt, offset, source, target))
+    # As an engine lists them. Pair and row in one number are sorted several times as fast as pairs in a stable order.
+    bits = [int(values.max(initial=0)).bit_length() for values in (target, source, offset)]
+    rows = len(prompt).bit_length()
+    if sum(bits) + rows > 63:
+        return np.lexsort((offset, source, target))
+    packed = target.astype(np.int64)
+    for values, width in ((source, bits[1]), (offset, bits[2]), (np.arange(len(prompt)), rows)):
+        packed <<= width
+        packed |= values
+    packed.sort()
+    packed &= (1 << rows) - 1
+    return packed
