@@ -4,23 +4,18 @@ Rows come out sorted, a batch at a time, so memory is a batch a file, whatever t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxcircuits.bulk.scratch import scratch_batches, scratch_writer
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Columns = Mapping[str, np.ndarray]
-
-ROWS = 2**15
-"""Rows of each file in memory."""
-
-STORED: Mapping[str, Any] = {"compression": "lz4", "use_dictionary": False}
-"""How sums are written: quickly, for they are read once, soon, and removed."""
 
 LARGEST = {"size": np.float32, "prompt": np.int32, "pos": np.int32, "value": np.float32}
 """Fields of `largest`, the edge of largest |attribution| of a row. Prompt and position are negated, so that of equal
@@ -68,22 +63,19 @@ def merged(files: Sequence[Path], layout: Layout) -> Iterator["pa.Table"]:
     Raises:
         OSError, pyarrow.ArrowInvalid: A file is missing or damaged.
     """
-    with ExitStack() as stack:
-        streams = [_Stream(file, layout, stack) for file in files]
-        while streams := [stream for stream in streams if stream.fill()]:
-            last = min(stream.last for stream in streams)  # up to here every stream has been read
-            parts = [stream.take(last) for stream in streams]
-            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            yield layout.table(added(columns, layout))
+    streams = [_Stream(file, layout) for file in files]
+    while streams := [stream for stream in streams if stream.fill()]:
+        last = min(stream.last for stream in streams)  # up to here every stream has been read
+        parts = [stream.take(last) for stream in streams]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        yield layout.table(added(columns, layout))
 
 
 def write_merged(to: Any, files: Sequence[Path], layout: Layout) -> None:
     """Writes the rows of several files, added where their keys are equal, to one: a path, or open for writing."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetWriter(to, layout.schema, **STORED) as writer:
+    with scratch_writer(to, layout.schema) as write:
         for table in merged(files, layout):
-            writer.write_table(table)
+            write(table)
 
 
 def added(columns: Columns, layout: Layout) -> dict[str, np.ndarray]:
@@ -137,11 +129,9 @@ class Groups(NamedTuple):
 class _Stream:
     """A file's rows in order, as many at a time as are asked for."""
 
-    def __init__(self, file: Path, layout: Layout, stack: ExitStack) -> None:
-        import pyarrow.parquet as pq
-
+    def __init__(self, file: Path, layout: Layout) -> None:
         self.layout = layout
-        self.batches = stack.enter_context(pq.ParquetFile(file)).iter_batches(ROWS)
+        self.batches = scratch_batches(file)
         self.columns: Columns = {}
         self.number = np.zeros(0, np.int64)
 

@@ -37,14 +37,17 @@ PAIRS = Layout(dict.fromkeys(("target_feature", "source_feature", "offset"), np.
 
 def pair_sums(edges: "pa.Table") -> "pa.Table":
     """Sums over edges and over stories' sums, float64, whatever the order of the edges."""
-    target, source, pos, earlier, prompt = (
-        edges[name].to_numpy() for name in ("target_feature", "source_feature", "target_pos", "source_pos", "prompt")
+    prompt, pos, earlier = (edges[name].to_numpy() for name in ("prompt", "target_pos", "source_pos"))
+    keys = dict(
+        zip(
+            PAIRS.key,
+            (edges["target_feature"].to_numpy(), edges["source_feature"].to_numpy(), pos - earlier),
+            strict=True,
+        )
     )
-    offset = pos - earlier
-    order = _order(target, source, offset, prompt, pos)
-    keys = [values.take(order) for values in (target, source, offset)]
-    pairs, stories = Groups.of(*keys), Groups.of(*keys, prompt.take(order))
-    of_story = Groups.of(*(values.take(stories.starts) for values in keys))
+    pair, order = _sorted(keys, prompt, pos)
+    pairs, stories = Groups.of(pair), Groups.of(pair, prompt.take(order))
+    of_story = Groups.of(pair.take(stories.starts))
     attribution, source_act, target_act = (
         edges[name].to_numpy().take(order) for name in ("attribution", "source_act", "target_act")
     )
@@ -65,7 +68,8 @@ def pair_sums(edges: "pa.Table") -> "pa.Table":
         "edges_2": of_story.add(n * n),
         "edges_3": of_story.add(n * n * n),
     }
-    columns = {name: values.take(pairs.starts) for name, values in zip(PAIRS.key, keys, strict=True)}
+    first = order.take(pairs.starts)
+    columns = {name: values.take(first) for name, values in keys.items()}
     largest = pairs.greatest(np.abs(attribution))
     value, at = attribution[largest], order[largest]
     columns |= {"largest_size": np.abs(value), "largest_value": value}
@@ -73,25 +77,21 @@ def pair_sums(edges: "pa.Table") -> "pa.Table":
     return PAIRS.table(columns | sums)
 
 
-def _order(
-    target: Int[np.ndarray, "n"],
-    source: Int[np.ndarray, "n"],
-    offset: Int[np.ndarray, "n"],
-    prompt: Int[np.ndarray, "n"],
-    pos: Int[np.ndarray, "n"],
-) -> Int[np.ndarray, "n"]:
-    """The order by pair, then by prompt and position."""
-    if not np.all((prompt[1:] > prompt[:-1]) | ((prompt[1:] == prompt[:-1]) & (pos[1:] >= pos[:-1]))):
-        return np.lexsort((pos, prompt, offset, source, target))
-    # As an engine lists them. Pair and row in one number are sorted several times as fast as pairs in a stable order.
-    bits = [int(values.max(initial=0)).bit_length() for values in (target, source, offset)]
+def _sorted(
+    keys: Columns, prompt: Int[np.ndarray, "n"], pos: Int[np.ndarray, "n"]
+) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """A number for each pair, ascending, and which edge that is: those of a pair by prompt and position."""
+    bits = [int(values.max(initial=0)).bit_length() for values in keys.values()]
     rows = len(prompt).bit_length()
-    if sum(bits) + rows > 63:
-        return np.lexsort((offset, source, target))
-    packed = target.astype(np.int64)
-    for values, width in ((source, bits[1]), (offset, bits[2]), (np.arange(len(prompt)), rows)):
+    listed = np.all((prompt[1:] > prompt[:-1]) | ((prompt[1:] == prompt[:-1]) & (pos[1:] >= pos[:-1])))
+    if not listed or sum(bits) + rows > 63:
+        number = _number(keys)
+        order = np.lexsort((pos, prompt, number))
+        return number.take(order), order
+    # As an engine lists them. Pair and edge in one number are sorted several times as fast as pairs in a stable order.
+    packed = np.zeros(len(prompt), np.int64)
+    for values, width in (*zip(keys.values(), bits, strict=True), (np.arange(len(prompt)), rows)):
         packed <<= width
         packed |= values
     packed.sort()
-    packed &= (1 << rows) - 1
-    return packed
+    return packed >> rows, packed & (1 << rows) - 1
