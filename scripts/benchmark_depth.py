@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from benchmark_cases import Case
 from benchmark_clock import Edges, Row, difference, interleaved
+from benchmark_growth import MB
 from benchmark_rows import PLAIN, STRUCTURED, VMAP, Attribution, definition
 
 from jaxcircuits.attribution import Settings
@@ -71,6 +72,8 @@ def depth_rows(case: Case, repeats: int, torch_too: bool, precision: str) -> tup
         rows.append(Row(GROUP, name, [t * (1 if name in ours else scale) for t in times], note=note))
         rows[-1].ratio = rows[0].median / rows[-1].median
         rows[-1].more = {"TFLOP": flops[name] / 1e12, "GFLOP/s": flops[name] / rows[-1].median / 1e9}
+        size = {VMAP: sampled, **ours}[name].program_bytes() if name != PLAIN else None
+        rows[-1].more |= {} if size is None else {"program MB": size / MB}
     return rows, agreement
 
 

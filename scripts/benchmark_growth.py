@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from benchmark_cases import Case
 from benchmark_clock import Row, interleaved
+from benchmark_rows import reserved
 
 from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.attribution.engine import Prompts
@@ -76,9 +77,8 @@ def _program_bytes(engine: Engine, prompts: Prompts, targets: Any) -> float | No
                 )
                 first = jax.ShapeDtypeStruct((), jnp.int32)
                 lowered = attribute_chunk.lower(*weights, passed, first, **static)
-            found = lowered.compile().memory_analysis()
-        if found is not None:
-            size = found.temp_size_in_bytes + found.output_size_in_bytes
+            size = reserved(lowered)
+        if size is not None:
             most = max(most or 0, size)
     return most
 

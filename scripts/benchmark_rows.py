@@ -30,6 +30,12 @@ SAMPLED = (2, 6)
 """Targets that the notebook's cell is timed on; the slope between them gives the time of all."""
 
 
+def reserved(lowered: jax.stages.Lowered) -> int | None:
+    """Bytes of a program's values on the way and of its results. `None` where XLA does not say."""
+    found = lowered.compile().memory_analysis()
+    return None if found is None else found.temp_size_in_bytes + found.output_size_in_bytes
+
+
 class Attribution:
     """Attribution of one prompt from given activations, by this package: a `Passed`, and one call a chunk of targets.
 
@@ -88,6 +94,14 @@ class Attribution:
                 return [attribute_chunk(*weights, passed, first, task=engine.task, shape=shape) for first in firsts]
 
         return run
+
+    def program_bytes(self) -> int | None:
+        """What XLA reserves for a chunk besides what is given: values on the way, and results. `None`: unknown."""
+        engine = self.engine
+        weights = engine.bundle.params, engine.pair.source, engine.pair.target, self.tables, None
+        first = jax.ShapeDtypeStruct((), jnp.int32)
+        with jax.default_matmul_precision(self.precision):
+            return reserved(attribute_chunk.lower(*weights, self.passed, first, task=engine.task, shape=self.shape))
 
     @property
     def targets(self) -> list[tuple[int, int]]:

@@ -35,7 +35,7 @@ from jaxcircuits import InputError, Run, encode, forward, load_bundle, load_run
 from jaxcircuits.bulk.edge_statistics import FILE, merge_statistics, partial_statistics
 from jaxcircuits.bulk.estimates import Mean, confidence_interval, held_out_interval
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
-from jaxcircuits.bulk.store import write_table
+from jaxcircuits.bulk.scratch import write_scratch
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.progress import progress
 
@@ -111,7 +111,7 @@ def statistics(parts: Iterator[tuple[pa.Table, pa.Table, pa.Table]]) -> Any:
             (place / "statistics" / kind).mkdir(parents=True)
         for i, part in enumerate(parts):
             for kind, table in partial_statistics(*part).items():
-                write_table(place / "statistics" / kind / f"part-{i:05d}.parquet", table)
+                write_scratch(place / "statistics" / kind / f"part-{i:05d}.arrow", table)
         merge_statistics(place)
         return pq.read_table(place / FILE).to_pandas().set_index(["target_feature", "source_feature", "offset"])
 

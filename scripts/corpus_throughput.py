@@ -110,6 +110,7 @@ def _measure(
         "compiled programs": programs,
         "engine": listed,
         "whole command": whole("edges"),
+        "whole command, statistics too": whole("statistics", statistics=True),
         "whole command, activations too": whole("activations", activations=True),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -119,7 +120,7 @@ def _measure(
             call()
             if turn:  # the first warms up
                 seconds[name].append(time.perf_counter() - start)
-    sizes = Place(directory / "activations").sizes()
+    sizes = Place(directory / "activations").sizes() | Place(directory / "statistics").sizes()
     device = jax.devices()[0]
     return {
         "machine": f"{platform.machine()}, {device.device_kind} x {jax.device_count()}",
@@ -137,7 +138,7 @@ def _measure(
     }
 
 
-KINDS = ("edges", "targets", "activations", "prompts")
+KINDS = ("edges", "targets", "activations", "prompts", "statistics")
 
 
 def print_report(found: dict[str, Any]) -> None:

@@ -54,6 +54,18 @@ def test_a_quick_run_has_every_row_and_the_contenders_agree() -> None:
     assert result["run"]["versions"].keys() >= {"jax", "torch"}
 
 
+@pytest.mark.slow
+def test_with_layers_between_every_contender_agrees() -> None:
+    assert benchmark.main(["--shape", "gpt2", "--quick", "--json", "result.json"]) == 0
+    (section,) = json.loads(Path("result.json").read_text())["sections"]
+    found = {row["what"]: row for row in section["rows"]}
+    assert found.keys() == {rows.PLAIN, rows.VMAP, "structured, same position", "structured, all positions"}
+    for row in found.values():
+        assert all(math.isfinite(x) and x > 0 for x in [*row["samples"], *row["more"].values()]), row
+    assert len(section["agreement"]) == 6
+    assert max(section["agreement"].values()) <= benchmark.TOLERANCE
+
+
 def test_contenders_that_differ_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "alone_rows", lambda *_: ([], {"one": 0.0, "other": 1e-3}))
     with pytest.raises(SystemExit, match="not the definition's"):

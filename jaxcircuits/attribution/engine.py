@@ -397,10 +397,12 @@ class Engine:
 def _by_prompt(columns: Columns) -> Columns:
     """Rows by prompt number; those of one prompt keep their order."""
     prompt = columns["prompt"]
-    if len(prompt) < 2 or (prompt[1:] >= prompt[:-1]).all():
+    starts = np.flatnonzero(np.diff(prompt, prepend=-1))  # of runs of one prompt: whole runs move, not rows
+    order = np.argsort(prompt[starts], kind="stable")
+    if (np.diff(order) == 1).all():
         return columns
-    order = np.argsort(prompt, kind="stable")
-    return {name: values[order] for name, values in columns.items()}
+    runs = np.stack([starts, np.append(starts[1:], len(prompt))], 1)[order].tolist()
+    return {name: np.concatenate([values[a:b] for a, b in runs]) for name, values in columns.items()}
 
 
 def check_tokens(tokens: Int[np.ndarray, "pos"], bundle: Bundle, row: int) -> None:

@@ -1,6 +1,6 @@
 """From a batch's arrays to columns of edges and targets, on the host."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,34 +40,42 @@ def list_edges(
     found = jax.tree.map(lambda x: np.asarray(x)[:n], found)
     width, d_sae = found.valid.shape[1], tables.directions.shape[0]
     window = slice(first, first + width)
-    batch, target, slot = np.nonzero(found.valid)
-    ordinal = found.source[batch, target, slot]
-    index = sources.flat[batch, ordinal]
-    source_pos, source = np.divmod(index, d_sae)
-    source_act = sources.act[batch, ordinal]
-    target_pos = targets.pos[:n, window][batch, target]
-    feature = targets.feature[:n, window][batch, target]
-    parts = found.parts.swapaxes(2, 3)[batch, target, slot]  # [edge, part]
-    gradient = parts.sum(1)
+    # Columns of millions of rows: one flat index, and what a target's edges have in common is repeated.
+    at, per_target = np.flatnonzero(found.valid), np.count_nonzero(found.valid, axis=-1).ravel()
+
+    def of_target(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values.ravel(), per_target)
+
+    def of_edge(values: np.ndarray) -> np.ndarray:
+        return values.reshape(-1)[at]
+
+    ordinal = of_edge(found.source)
+    ordinal = ordinal + of_target(np.repeat(np.arange(n) * sources.flat.shape[1], width))  # among all sequences'
+    index, source_act = sources.flat.ravel()[ordinal], sources.act.ravel()[ordinal]
+    source_pos = index // d_sae
+    source = index - source_pos * d_sae
+    feature = of_target(targets.feature[:n, window])
+    parts = [of_edge(found.parts[:, :, i]) for i in range(found.parts.shape[2])]
+    gradient = parts[0] if len(parts) == 1 else np.stack(parts, 1).sum(1)
     step = source_act if baseline is None else source_act - baseline[source]
     edges: Columns = {
-        "prompt": rows[batch],
-        "target_pos": target_pos,
+        "prompt": of_target(np.repeat(rows, width)),
+        "target_pos": of_target(targets.pos[:n, window]),
         "target_feature": feature,
         "source_pos": source_pos,
         "source_feature": source,
         "gradient": gradient,
         "attribution": gradient * step,
         "source_act": source_act,
-        "target_act": targets.act[:n, window][batch, target],
+        "target_act": of_target(targets.act[:n, window]),
     }
-    weights = found.weights.swapaxes(2, 3)[batch, target, slot]
+    weights = [of_edge(found.weights[:, :, i]) for i in range(found.weights.shape[2])]
     edges |= _weight_columns(weights, tables, source, feature)
     if settings.parts != "none":
-        edges |= dict(zip(part_names(settings.parts, n_heads), parts.T, strict=True))
+        edges |= dict(zip(part_names(settings.parts, n_heads), parts, strict=True))
     if settings.stages:
-        edges["norm_stage"] = weights[:, -1]
-    return edges, _list_targets(rows, targets, found, first, edges["attribution"], batch, target, settings)
+        edges["norm_stage"] = weights[-1]
+    return edges, _list_targets(rows, targets, found, first, edges["attribution"], per_target, settings)
 
 
 def list_sources(rows: Int[np.ndarray, "_n"], sources: Any, counted: Bool[np.ndarray, "_n pos"], d_sae: int) -> Columns:
@@ -84,7 +92,7 @@ def list_sources(rows: Int[np.ndarray, "_n"], sources: Any, counted: Bool[np.nda
 
 
 def _weight_columns(
-    weights: Float[np.ndarray, "edge stage"],
+    weights: Sequence[Float[np.ndarray, "edge"]],
     tables: Tables,
     source: Int[np.ndarray, "edge"],
     feature: Int[np.ndarray, "edge"],
@@ -93,8 +101,8 @@ def _weight_columns(
         return dict.fromkeys(("cosine_similarity", "virtual_weight"), np.full(len(source), np.nan, np.float32))
     norms = tables.products.writes_norm[source] * tables.products.reads_norm[feature]
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosine = np.where(norms > 0, weights[:, 0] / norms, np.nan)  # no direction, no angle
-    return {"cosine_similarity": cosine, "virtual_weight": weights[:, 0]}
+        cosine = np.where(norms > 0, weights[0] / norms, np.nan)  # no direction, no angle
+    return {"cosine_similarity": cosine, "virtual_weight": weights[0]}
 
 
 def _list_targets(
@@ -103,15 +111,14 @@ def _list_targets(
     found: Any,
     first: int,
     attribution: Float[np.ndarray, "edge"],
-    batch: Int[np.ndarray, "edge"],
-    target: Int[np.ndarray, "edge"],
+    per_target: Int[np.ndarray, "target"],
     settings: Settings,
 ) -> Columns:
     n, width = found.cut.shape
     there = first + np.arange(width) < targets.number[:n, None]
-    flat = batch * width + target
-    listed = np.bincount(flat, minlength=n * width).reshape(n, width)
-    listed_sum = np.bincount(flat, attribution, n * width).reshape(n, width)
+    of = np.repeat(np.arange(n * width), per_target)
+    listed = per_target.reshape(n, width)
+    listed_sum = np.bincount(of, attribution, n * width).reshape(n, width)
     at = np.nonzero(there)
     window = slice(first, first + width)
     columns: Columns = {

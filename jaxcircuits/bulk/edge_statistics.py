@@ -24,6 +24,7 @@ from jaxcircuits.bulk.merging import Layout, merged, write_merged
 from jaxcircuits.bulk.pair_sums import PAIRS, pair_sums
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
 from jaxcircuits.bulk.run import Run
+from jaxcircuits.bulk.scratch import SUFFIX, write_scratch
 from jaxcircuits.bulk.statistics_table import derive, finish
 from jaxcircuits.bulk.store import write_table
 from jaxcircuits.errors import InputError
@@ -70,7 +71,7 @@ def merge_statistics(
 
     Args:
         directory: The run.
-        sums: Names of the files of sums that count, such as `part-00000.parquet`, in the order of their prompts; by
+        sums: Names of the files of sums that count, such as `part-00000.arrow`, in the order of their prompts; by
             default all that are there.
         targets: Names of the files in `targets/` that say how many edges were cut; by default all that are there.
         min_stories: Pairs with edges in fewer prompts are neither tested nor shrunk.
@@ -83,7 +84,7 @@ def merge_statistics(
     if min_stories < 2:
         raise InputError(f"min_stories must be at least 2 (one story has no error), got {min_stories}.")
     place = directory / "statistics"
-    names = sorted(p.name for p in (place / "pairs").glob("*.parquet")) if sums is None else sums
+    names = sorted(p.name for p in (place / "pairs").glob(f"*{SUFFIX}")) if sums is None else sums
     if not names:
         raise InputError(f"there are no statistics to merge in {place}; attribute a corpus first.")
     if targets is None:
@@ -95,7 +96,7 @@ def merge_statistics(
             _few([place / kind / name for name in names], layout, scratch / kind) for kind, layout in LAYOUTS.items()
         )
         counts = from_table(pa.concat_tables([FEATURES.schema.empty_table(), *merged(features, FEATURES)]))
-        derived, final = scratch / "derived.parquet", scratch / "final.parquet"
+        derived, final = scratch / f"derived{SUFFIX}", scratch / "final.parquet"
         tests = derive(merged(pairs, PAIRS), derived, counts, min_stories, complete=not cut)
         facts = {
             "min_stories": min_stories,
@@ -126,7 +127,7 @@ def _few(files: Sequence[Path], layout: Layout, scratch: Path) -> Sequence[Path]
     while len(files) > AT_ONCE:
         groups = [files[i : i + AT_ONCE] for i in range(0, len(files), AT_ONCE)]
         level = sum(1 for _ in scratch.iterdir())
-        files = [scratch / f"{level + i:05d}.parquet" for i in range(len(groups))]
+        files = [scratch / f"{level + i:05d}{SUFFIX}" for i in range(len(groups))]
         for file, group in zip(files, groups, strict=True):
             write_merged(file, group, layout)
     return files
@@ -174,9 +175,9 @@ def statistics_of(
             few = prompts.slice(first, last - first)
             activations = read_part(run, part, "activations") if known else None
             sums = partial_statistics(read_part(run, part, "edges", rows), *_or_nothing(activations, few))
-            tables = {f"statistics/{kind}": table for kind, table in sums.items()}
-            for kind, table in {**tables, "targets": read_part(run, part, "targets")}.items():
-                write_table(Path(scratch) / kind / f"part-{i:05d}.parquet", table)
+            for kind, table in sums.items():
+                write_scratch(Path(scratch) / "statistics" / kind / f"part-{i:05d}{SUFFIX}", table)
+            write_table(Path(scratch) / "targets" / f"part-{i:05d}.parquet", read_part(run, part, "targets"))
             bar.update(task, advance=1)
         merge_statistics(Path(scratch), min_stories=min_stories)
         return pq.read_table(Path(scratch) / FILE)

@@ -36,6 +36,9 @@ from jaxcircuits.bulk.feature_counts import FeatureCounts
 LEVEL = 0.95
 """Of every interval."""
 
+BLOCK = 64
+"""Entries of a matrix product that cost as much as one of its entries by itself."""
+
 FloatN = Float[np.ndarray, "n"]
 IntN = Int[np.ndarray, "n"]
 
@@ -129,31 +132,26 @@ def association(counts: FeatureCounts, source: IntN, target: IntN, offset: IntN,
         both: How often both were active.
     """
     s, t = counts.source.rows(source), counts.target.rows(target)
-    rates = counts.source.position / np.maximum(counts.position, 1)
-    at = np.arange(counts.position.size)
-    earlier = at[None, :] - offset[:, None]
-    there = np.where(earlier >= 0, rates[s[:, None], np.maximum(earlier, 0)], 0.0)
-    expected = (counts.target.position[t] * there).sum(1)
-
-    pairs = counts.pairs
-    weights = pairs / max(pairs[0], 1)
-    # Neighbours in the list share their features (it is sorted); what does not depend on the offset is done once.
-    features, index = np.unique(np.stack([s, t]), axis=1, return_inverse=True)
-    alike = [
-        _autocorrelation(side.lag[f], side.count[f, 0], pairs)
-        for side, f in zip((counts.source, counts.target), features, strict=True)
-    ]
-    spread = np.maximum(1.0, 1 + 2 * (weights[1:] * alike[0][:, 1:] * alike[1][:, 1:]).sum(1))[index.reshape(-1)]
-    return expected, _two_sided(both, expected, spread)
+    width = len(counts.position)
+    expected = np.zeros(len(s))
+    for apart in np.unique(offset):
+        mine = offset == apart
+        later, earlier = counts.target.position[:, apart:], counts.source_rates[:, : width - apart]
+        expected[mine] = _products(later, earlier, t[mine], s[mine])
+    weights = counts.pairs / max(counts.pairs[0], 1)
+    sources, targets = counts.autocorrelations
+    alike = _products(targets[:, 1:], sources[:, 1:] * weights[1:], t, s)
+    return expected, _two_sided(both, expected, np.maximum(1.0, 1 + 2 * alike))
 
 
-def _autocorrelation(
-    lag: Float[np.ndarray, "n offset"], active: FloatN, pairs: Float[np.ndarray, "offset"]
-) -> Float[np.ndarray, "n offset"]:
-    share = (active / max(pairs[0], 1))[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        r = (lag / pairs - share**2) / (share - share**2)
-    return np.where((pairs > 0) & (share > 0) & (share < 1), r, 0.0)
+def _products(
+    left: Float[np.ndarray, "target bin"], right: Float[np.ndarray, "source bin"], row: IntN, column: IntN
+) -> FloatN:
+    """Entries of `left @ right.T`. Neighbours in a sorted list of pairs share their features, so whole blocks pay."""
+    (rows, row), (columns, column) = (np.unique(index, return_inverse=True) for index in (row, column))
+    if len(rows) * len(columns) <= BLOCK * len(row):
+        return (left[rows] @ right[columns].T)[row, column]
+    return np.einsum("nb,nb->n", left[rows][row], right[columns][column])
 
 
 def _two_sided(both: FloatN, expected: FloatN, spread: FloatN) -> FloatN:

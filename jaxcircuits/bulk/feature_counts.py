@@ -8,6 +8,7 @@ active again k positions later; what pairs would do by chance follows from these
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -156,6 +157,22 @@ class FeatureCounts:
     position: Float[np.ndarray, "pos"]
     source: Side
     target: Side
+
+    @cached_property
+    def source_rates(self) -> Float[np.ndarray, "row pos"]:
+        """The share of prompts that count a position in which a source is active there."""
+        return self.source.position / np.maximum(self.position, 1)
+
+    @cached_property
+    def autocorrelations(self) -> tuple[Float[np.ndarray, "_source offset"], Float[np.ndarray, "_target offset"]]:
+        """Of sources and of targets being active, by the number of positions in between, within prompts."""
+        return self._autocorrelation(self.source), self._autocorrelation(self.target)
+
+    def _autocorrelation(self, side: Side) -> Float[np.ndarray, "row offset"]:
+        share = (side.count[:, 0] / max(self.pairs[0], 1))[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r = (side.lag / self.pairs - share**2) / (share - share**2)
+        return np.where((self.pairs > 0) & (share > 0) & (share < 1), r, 0.0)
 
 
 def from_table(table: "pa.Table") -> FeatureCounts | None:

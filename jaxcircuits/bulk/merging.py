@@ -4,23 +4,18 @@ Rows come out sorted, a batch at a time, so memory is a batch a file, whatever t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxcircuits.bulk.scratch import scratch_batches, scratch_writer
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Columns = Mapping[str, np.ndarray]
-
-ROWS = 2**15
-"""Rows of each file in memory."""
-
-STORED: Mapping[str, Any] = {"compression": "lz4", "use_dictionary": False}
-"""How sums are written: quickly, for they are read once, soon, and removed."""
 
 LARGEST = {"size": np.float32, "prompt": np.int32, "pos": np.int32, "value": np.float32}
 """Fields of `largest`, the edge of largest |attribution| of a row. Prompt and position are negated, so that of equal
@@ -68,35 +63,32 @@ def merged(files: Sequence[Path], layout: Layout) -> Iterator["pa.Table"]:
     Raises:
         OSError, pyarrow.ArrowInvalid: A file is missing or damaged.
     """
-    with ExitStack() as stack:
-        streams = [_Stream(file, layout, stack) for file in files]
-        while streams := [stream for stream in streams if stream.fill()]:
-            last = min(stream.last for stream in streams)  # up to here every stream has been read
-            parts = [stream.take(last) for stream in streams]
-            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            yield layout.table(added(columns, layout))
+    streams = [_Stream(file, layout) for file in files]
+    while streams := [stream for stream in streams if stream.fill()]:
+        last = min(stream.last for stream in streams)  # up to here every stream has been read
+        parts = [stream.take(last) for stream in streams]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        yield layout.table(added(columns, layout))
 
 
 def write_merged(to: Any, files: Sequence[Path], layout: Layout) -> None:
     """Writes the rows of several files, added where their keys are equal, to one: a path, or open for writing."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetWriter(to, layout.schema, **STORED) as writer:
+    with scratch_writer(to, layout.schema) as write:
         for table in merged(files, layout):
-            writer.write_table(table)
+            write(table)
 
 
 def added(columns: Columns, layout: Layout) -> dict[str, np.ndarray]:
     """Rows of equal keys added, sorted by key. Of equal `largest` ones the first row counts."""
     number = layout.number(columns)
     order = np.argsort(number, kind="stable")  # quick where the rows are a few sorted runs
-    groups = Groups.of(number[order])
-    first = order[groups.starts]
-    out = {name: columns[name][first] for name in layout.key}
-    out |= {name: groups.add(columns[name][order]) for name in layout.sums}
+    groups = Groups.of(number.take(order))
+    first = order.take(groups.starts)
+    out = {name: columns[name].take(first) for name in layout.key}
+    out |= {name: groups.add(columns[name].take(order)) for name in layout.sums}
     if layout.largest:
-        at = order[groups.greatest(columns["largest_size"][order])]
-        out |= {f"largest_{name}": columns[f"largest_{name}"][at] for name in LARGEST}
+        at = order.take(groups.greatest(columns["largest_size"].take(order)))
+        out |= {f"largest_{name}": columns[f"largest_{name}"].take(at) for name in LARGEST}
     return out
 
 
@@ -105,11 +97,11 @@ class Groups(NamedTuple):
 
     Attributes:
         starts: Where each begins.
-        group: Which one each row is of.
+        sizes: How many rows each has.
     """
 
     starts: Int[np.ndarray, "_n"]
-    group: Int[np.ndarray, "n"]
+    sizes: Int[np.ndarray, "_n"]
 
     @classmethod
     def of(cls, *keys: Int[np.ndarray, "n"]) -> "Groups":
@@ -118,28 +110,28 @@ class Groups(NamedTuple):
         changes[:1] = True
         for key in keys:
             changes[1:] |= key[1:] != key[:-1]
-        return cls(np.flatnonzero(changes), np.cumsum(changes) - 1)
+        starts = np.flatnonzero(changes)
+        return cls(starts, np.diff(starts, append=len(changes)))
 
     def add(self, values: np.ndarray) -> Float[np.ndarray, "_n"]:
         """The sum of each run, in float64."""
-        return np.bincount(self.group, values, len(self.starts)).astype(np.float64, copy=False)  # integers, if empty
+        return np.add.reduceat(values, self.starts, dtype=np.float64)
 
     def greatest(self, values: np.ndarray) -> Int[np.ndarray, "_n"]:
         """The first place of the greatest value of each run."""
         if not len(self.starts):
             return self.starts
-        at = np.flatnonzero(values == np.maximum.reduceat(values, self.starts)[self.group])
-        return at[Groups.of(self.group[at]).starts]
+        at = np.flatnonzero(values == np.repeat(np.maximum.reduceat(values, self.starts), self.sizes))
+        group = np.searchsorted(self.starts, at, side="right")
+        return at.take(Groups.of(group).starts)
 
 
 class _Stream:
     """A file's rows in order, as many at a time as are asked for."""
 
-    def __init__(self, file: Path, layout: Layout, stack: ExitStack) -> None:
-        import pyarrow.parquet as pq
-
+    def __init__(self, file: Path, layout: Layout) -> None:
         self.layout = layout
-        self.batches = stack.enter_context(pq.ParquetFile(file)).iter_batches(ROWS)
+        self.batches = scratch_batches(file)
         self.columns: Columns = {}
         self.number = np.zeros(0, np.int64)
 

@@ -1,20 +1,21 @@
 """`statistics.parquet`: its columns, and how they follow from merged sums, a batch of pairs at a time."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxcircuits.ahead import Ahead
 from jaxcircuits.bulk import estimates
 from jaxcircuits.bulk.feature_counts import FeatureCounts
+from jaxcircuits.bulk.scratch import scratch_batches, scratch_writer
+from jaxcircuits.bulk.store import ROWS, encodings
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-BATCH = 16_384
 
 STATISTICS: dict[str, str] = {
     "target_feature": "driven",
@@ -91,16 +92,18 @@ def derive(
         least: Stories that a tested pair has at least.
         complete: Whether no edge was cut, so that joint activations can be compared with chance.
     """
+    import pyarrow as pa
+
     counted, found, offsets = [], [], set()
-    schema = _schema({})
-    with _writer(derived, schema) as write:
+    schema = pa.schema(dict.fromkeys(STATISTICS, pa.float64()))
+    with scratch_writer(derived, schema) as write:
         for table in merged:
             columns = {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}
             out, tested = _one_batch(columns, counts, least, complete)
             counted.append(tested)
             found.append(tuple(out[n][tested] for n in _JUDGED))
             offsets |= set(np.unique(columns["offset"]).tolist())
-            write(_table(out, schema))
+            write(pa.table({name: values.astype(np.float64, copy=False) for name, values in out.items()}, schema))
     hypotheses = None
     if counts is not None and complete:  # every pair that could have been found, whether or not it ever was
         often = [int((side.stories >= least).sum()) for side in (counts.source, counts.target)]
@@ -165,10 +168,12 @@ def _one_batch(
 
 
 def finish(derived: Path, final: Path, tests: Tests, facts: Mapping[str, Any]) -> None:
-    """Adds what needs all pairs, and `facts` about the run, to the file."""
+    """Writes the file: what needs all pairs is added, and `facts` about the run."""
+    import pyarrow.parquet as pq
+
     schema = _schema(facts)
     first = tested_first = 0
-    with _writer(final, schema) as write:
+    with pq.ParquetWriter(final, schema, **encodings(schema)) as writer, Ahead() as ahead:
         for columns in _batches(derived):
             n = len(columns["edges"])
             tested = tests.counted[first : first + n]
@@ -181,15 +186,17 @@ def finish(derived: Path, final: Path, tests: Tests, facts: Mapping[str, Any]) -
             ):
                 columns[name] = np.full(n, np.nan)
                 columns[name][tested] = values
-            write(_table(columns, schema))
+            ahead.submit(writer.write_table, _table(columns, schema))
 
 
 def _batches(file: Path) -> Iterator[dict[str, np.ndarray]]:
-    import pyarrow.parquet as pq
-
-    for batch in pq.ParquetFile(file).iter_batches(BATCH):
-        names = batch.schema.names
-        yield {name: c.to_numpy(zero_copy_only=False) for name, c in zip(names, batch.columns, strict=True)}
+    """The rows of the file, as many at a time as a row group holds."""
+    kept: list[pa.RecordBatch] = []
+    for batch in chain(scratch_batches(file), [None]):
+        if kept and (batch is None or sum(len(b) for b in kept) + len(batch) > ROWS):
+            yield {n: np.concatenate([b.column(n).to_numpy() for b in kept]) for n in STATISTICS}
+            kept = []
+        kept += [] if batch is None else [batch]
 
 
 def _schema(facts: Mapping[str, Any]) -> "pa.Schema":
@@ -206,17 +213,9 @@ def _table(columns: Mapping[str, np.ndarray], schema: "pa.Schema") -> "pa.Table"
 
     arrays = []
     for field in schema:
-        values = columns[field.name].astype(np.float64)
+        values = columns[field.name]
         missing = np.isnan(values)
         if pa.types.is_integer(field.type):
             values = np.where(missing, 0, values).astype(field.type.to_pandas_dtype())
-        arrays.append(pa.array(values, field.type, mask=missing))
+        arrays.append(pa.array(values, field.type, mask=missing if missing.any() else None))
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-@contextmanager
-def _writer(path: Path, schema: "pa.Schema") -> Iterator[Callable[["pa.Table"], None]]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        yield writer.write_table

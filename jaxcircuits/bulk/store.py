@@ -4,12 +4,11 @@ Whatever is written first and named last: a part that a kill left half-written, 
 again. One process writes `run.json`; others leave a note beside it, which that one takes up.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxcircuits.bulk.scratch import SUFFIX, write_scratch
 from jaxcircuits.errors import InputError
 from jaxcircuits.places import Place
 
@@ -53,10 +52,12 @@ class Store:
         """Writes the files of a part and returns its entry, with which it does not count yet."""
         files = {}
         for kind, table in tables.items():
-            name, content = f"{kind}/part-{number:05d}.parquet", parquet_bytes(table)
-            self.place.write(name, content)
-            digest = hashlib.sha256(content).hexdigest()
-            files[kind] = {"file": name, "rows": table.num_rows, "bytes": len(content), "sha256": digest}
+            summed = kind.startswith(SUMS)
+            name = f"{kind}/part-{number:05d}{SUFFIX if summed else '.parquet'}"
+            with self.place.new_file(name) as file:
+                write = write_scratch if summed else write_table
+                write(file, table)
+            files[kind] = {"file": name, "rows": table.num_rows, **file_entry(self.place, name)}
         return {"part": number, **entry, **files}
 
     def count(self, *entries: dict[str, Any]) -> None:
@@ -163,22 +164,20 @@ def read_record(place: Place) -> dict[str, Any] | None:
     return record
 
 
-def parquet_bytes(table: "pa.Table") -> bytes:
-    """A table as a Parquet file: zstd, floats as streams of their bytes, which compress better and faster."""
-    import pyarrow as pa
+def write_table(to: Any, table: "pa.Table") -> None:
+    """Writes a table as a Parquet file: to a path, or to what is open for writing."""
     import pyarrow.parquet as pq
 
-    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    others = [field.name for field in table.schema if field.name not in floats]
-    encodings: dict[str, Any] = {"use_dictionary": others, "use_byte_stream_split": floats}
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS, **encodings)
-    return sink.getvalue().to_pybytes()
+    pq.write_table(table, to, row_group_size=ROWS, **encodings(table.schema))
 
 
-def write_table(path: Path, table: "pa.Table") -> None:
-    """Writes a table to a file that nobody reads before it is whole."""
-    path.write_bytes(parquet_bytes(table))
+def encodings(schema: "pa.Schema") -> dict[str, Any]:
+    """How Parquet files are written: zstd, floats as streams of their bytes, which compress better and faster."""
+    import pyarrow as pa
+
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    others = [field.name for field in schema if field.name not in floats]
+    return {"compression": "zstd", "use_dictionary": others, "use_byte_stream_split": floats}
 
 
 def _json(content: Any) -> bytes:

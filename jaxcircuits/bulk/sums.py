@@ -14,10 +14,11 @@ from typing import Any
 
 from jaxcircuits.bulk.edge_statistics import FILE as STATISTICS
 from jaxcircuits.bulk.edge_statistics import LAYOUTS, merge_statistics, merge_sums
+from jaxcircuits.bulk.scratch import SUFFIX
 from jaxcircuits.bulk.store import SUMS, Store, file_entry
 from jaxcircuits.places import Place
 
-GROUP = 4
+GROUP = 8
 
 Span = Mapping[str, Any]
 
@@ -32,7 +33,7 @@ def compact(store: Store) -> None:
         first, last = found[0]["parts"][0], found[-1]["parts"][1]
         merged: dict[str, Any] = {"parts": [first, last]}
         for kind in LAYOUTS:
-            name = f"{SUMS}/{kind}/parts-{first:05d}-{last:05d}.parquet"
+            name = f"{SUMS}/{kind}/parts-{first:05d}-{last:05d}{SUFFIX}"
             files = [span[kind]["file"] for span in found]
             with _local(store.place, files) as directory, store.place.new_file(name) as file:
                 merge_sums([directory / f for f in files], kind, file)

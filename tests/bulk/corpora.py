@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxcircuits.bulk.edge_statistics import FILE, merge_statistics, partial_statistics
-from jaxcircuits.bulk.store import write_table
+from jaxcircuits.bulk.scratch import write_scratch
 
 FIRST = 1  # position 0 holds BOS
 
@@ -131,7 +131,7 @@ def write_parts(
             for t in (edges, activations, prompts)
         ]
         for kind, table in partial_statistics(*own).items():
-            write_table(directory / "statistics" / kind / f"part-{i:05d}.parquet", table)
+            write_scratch(directory / "statistics" / kind / f"part-{i:05d}.arrow", table)
 
 
 def statistics(directory: Path, *tables: pa.Table, cuts: Sequence[int] = (), **options) -> pa.Table:

@@ -180,8 +180,8 @@ def test_only_parts_that_are_named_count(tables) -> None:
     whole = statistics(Path("whole"), *tables, cuts=(12,))
     write_parts(Path("run"), *tables, cuts=(12,))
     for kind in ("pairs", "features"):
-        (Path("run/statistics") / kind / "part-00002.parquet").write_bytes(b"half of a part")
-    merge_statistics(Path("run"), sums=["part-00000.parquet", "part-00001.parquet"])
+        (Path("run/statistics") / kind / "part-00002.arrow").write_bytes(b"half of a part")
+    merge_statistics(Path("run"), sums=["part-00000.arrow", "part-00001.arrow"])
     assert pq.read_table(Path("run") / FILE).equals(whole)
     with pytest.raises(InputError, match="cannot merge the statistics in run"):
         merge_statistics(Path("run"))

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jaxcircuits.bulk import sums
 from jaxcircuits.bulk.edge_statistics import FILE, LAYOUTS
 from jaxcircuits.bulk.store import SUMS, Store, file_entry
 from jaxcircuits.bulk.sums import compact, merge
@@ -17,7 +18,8 @@ PARTS = 23
 
 
 @pytest.mark.parametrize("where", ["run", "memory://sums"])
-def test_they_say_the_same_in_few_files(where: str) -> None:
+def test_they_say_the_same_in_few_files(where: str, monkeypatch) -> None:
+    monkeypatch.setattr(sums, "GROUP", 4)
     corpus = Corpus(np.random.default_rng(0), stories=PARTS, sources=6, targets=5, length=8, offsets=(0, 1))
     tables = corpus.edges, corpus.activations, corpus.prompts
     whole = statistics(Path("whole"), *tables).to_pandas()
@@ -27,7 +29,7 @@ def test_they_say_the_same_in_few_files(where: str) -> None:
     for part in np.random.default_rng(1).permutation(PARTS):
         entry = {"part": int(part)}
         for kind in LAYOUTS:
-            name = f"{SUMS}/{kind}/part-{part:05d}.parquet"
+            name = f"{SUMS}/{kind}/part-{part:05d}.arrow"
             place.write(name, (Path("parts") / name).read_bytes())
             entry[f"{SUMS}/{kind}"] = {"file": name, **file_entry(place, name)}
         store.count(entry)
