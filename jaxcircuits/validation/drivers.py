@@ -177,9 +177,13 @@ def _choose(
 
 
 def _ranked(left: dict[int, dict[str, float]]) -> list[int]:
-    """Those that collapse (all, if none does), by what is left compared with the best other choice."""
-    collapsed = [feature for feature, shares in left.items() if shares["exact"] <= COLLAPSED] or list(left)
-    return sorted(collapsed, key=lambda f: left[f]["exact"] - min(s for name, s in left[f].items() if name != "exact"))
+    """Those that collapse before all others, each by what is left compared with the best other choice."""
+
+    def rank(feature: int) -> tuple[bool, float]:
+        exact, *others = (left[feature][name] for name in CHOICES)
+        return exact > COLLAPSED, exact - min(others)
+
+    return sorted(left, key=rank)
 
 
 def _mean_left(
