@@ -20,17 +20,23 @@ from jaxcircuits.validation.predictors import Predictors
 CANDIDATES, TRIED = 512, 6
 """Features that are considered at most, the most active ones, and examples of each, spread over the strong ones."""
 
+FINALISTS, JUDGED = 32, 24
+"""The best of them are judged on other examples, and on more: the best on a few are partly the luckiest."""
+
 COLLAPSED = 1 / 3
 """A feature of which no more is left has collapsed."""
+
+Places = dict[int, tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]]
+"""Stories and positions of some examples of each feature."""
 
 GROUP = 4
 """Targets of a story that are measured together: always as many, so that programs are shared."""
 
 RULE = (
     "of the features that sit on one and the same word in at least half of their strongest examples, one a story, "
-    f"and of which, on {TRIED} of these, ablating the sources of largest exact attribution leaves at most a third "
-    "(of all, if there is none), the one where least is left compared with the best other choice; "
-    f"these {TRIED} are not among the examples"
+    "and of which ablating the sources of largest exact attribution leaves at most a third (of all, if there is none), "
+    f"the one where least is left compared with the best other choice: the {FINALISTS} best on {TRIED} of these "
+    f"examples, and of them the best on {JUDGED} others; none of these {TRIED + JUDGED} is among the examples"
 )
 """It picks what shows the difference, so its examples are others than those it was picked on."""
 
@@ -66,7 +72,7 @@ class Drivers:
         earlier: Share of the exact drivers that sit at earlier tokens.
         examples: The strongest first.
         left: Mean share of the activation that is left, by choice.
-        candidates: The same for every feature that was considered, on the examples it was judged on.
+        candidates: The same for every feature that was considered, on the examples it was judged on last.
     """
 
     feature: int
@@ -157,7 +163,33 @@ def _choose(
     bundle: Bundle, pair: Pair, activity: Activity, predictors: Predictors, examples: int, seed: int, bar: Progress
 ) -> tuple[int, list[int], dict[int, dict[str, float]]]:
     """The feature that `RULE` names, the stories it was judged on, and what was left of each of those considered."""
-    places = _on_one_word(bundle, activity, examples + TRIED)
+    places = _on_one_word(bundle, activity, examples + TRIED + JUDGED)
+    tried = {feature: _spread(np.arange(len(some)), TRIED) for feature, (some, _) in places.items()}
+    first = {feature: (stories[tried[feature]], at[tried[feature]]) for feature, (stories, at) in places.items()}
+    left = _mean_left(bundle, pair, predictors, first, seed, bar)
+    finalists = _ranked(left)[:FINALISTS]
+    others = {f: (np.delete(places[f][0], tried[f]), np.delete(places[f][1], tried[f])) for f in finalists}
+    if all(len(stories) for stories, _ in others.values()):
+        judged = _mean_left(bundle, pair, predictors, others, seed, bar)
+        left |= judged
+        finalists = _ranked(judged)
+    return finalists[0], places[finalists[0]][0].tolist(), left
+
+
+def _ranked(left: dict[int, dict[str, float]]) -> list[int]:
+    """Those that collapse before all others, each by what is left compared with the best other choice."""
+
+    def rank(feature: int) -> tuple[bool, float]:
+        exact, *others = (left[feature][name] for name in CHOICES)
+        return exact > COLLAPSED, exact - min(others)
+
+    return sorted(left, key=rank)
+
+
+def _mean_left(
+    bundle: Bundle, pair: Pair, predictors: Predictors, places: Places, seed: int, bar: Progress
+) -> dict[int, dict[str, float]]:
+    """Mean share of each feature's activation that is left over its places, by choice."""
     by_story: dict[int, list[tuple[int, int]]] = {}
     for feature, (stories, positions) in places.items():
         for story, pos in zip(stories.tolist(), positions.tolist(), strict=True):
@@ -175,14 +207,16 @@ def _choose(
             for (_, feature), share in zip(targets.tolist(), after / before[:, None], strict=False):
                 shares[feature].append(share)
         bar.update(task, advance=1)
-    means = {feature: np.mean(found, axis=0) for feature, found in shares.items()}
-    left = {feature: dict(zip(CHOICES, mean.tolist(), strict=True)) for feature, mean in means.items()}
-    collapsed = [feature for feature, shares in left.items() if shares["exact"] <= COLLAPSED] or list(left)
-    best = min(collapsed, key=lambda f: left[f]["exact"] - min(s for name, s in left[f].items() if name != "exact"))
-    return best, places[best][0].tolist(), left
+    return {f: dict(zip(CHOICES, np.mean(found, axis=0).tolist(), strict=True)) for f, found in shares.items()}
 
 
-def _on_one_word(bundle: Bundle, activity: Activity, most: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def _spread(values: Int[np.ndarray, "n"], most: int) -> Int[np.ndarray, "_n"]:
+    """Some of them, spread over all: of few, half."""
+    n = max(1, min(most, len(values) // 2))
+    return values[np.unique(np.linspace(0, len(values) - 1, n).round().astype(int))]
+
+
+def _on_one_word(bundle: Bundle, activity: Activity, most: int) -> Places:
     """The most active features that sit on one word in half of their strongest stories; stories and positions of some.
 
     Those that are active in `most` stories, or in as many as any is.
@@ -195,7 +229,7 @@ def _on_one_word(bundle: Bundle, activity: Activity, most: int) -> dict[int, tup
         text = bundle.token_strings(np.array([word]))[0].strip()
         named = bundle.tokenizer is None or (text.isalpha() and len(text) > 2)
         if named and times >= len(stories) / 2:
-            some = np.unique(np.linspace(0, len(stories) - 1, min(TRIED, len(stories) // 2)).round().astype(int))
+            some = _spread(np.arange(len(stories)), TRIED + JUDGED)
             found[feature] = (len(stories), float(acts.mean()), stories[some], positions[some])
     if not found:
         raise InputError("no target feature sits on one word in two stories; use other text or name a feature.")

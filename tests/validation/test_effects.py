@@ -248,18 +248,19 @@ def test_without_a_feature_the_rule_finds_one(bundle, found) -> None:
     where = (dataclasses.replace(bundle, tokenizer=None), found.pair, found.activity, found.predictors)
     chosen = ablate_drivers(*where, examples=3)
     assert len(chosen.examples) >= 2 and chosen.rule != "given"
-    gaps = {
-        f: min(v for name, v in left.items() if name != "exact") - left["exact"]
+    ranks = {
+        f: (left["exact"] > 1 / 3, left["exact"] - min(v for name, v in left.items() if name != "exact"))
         for f, left in chosen.candidates.items()
     }
-    assert len(gaps) > 1 and gaps[chosen.feature] == max(gaps.values())
-    # What it was picked on is not shown; and what it was picked by is the mean over these stories.
+    assert len(ranks) > 1 and ranks[chosen.feature] == min(ranks.values())
+    # What it was picked on is not shown; what it was picked by is the mean over these stories but the one tried first.
     stories = found.activity.strongest(chosen.feature)[0]
-    tried = sorted(set(stories[: 3 + 6].tolist()) - {example.story for example in chosen.examples})
+    tried = sorted(set(stories.tolist()) - {example.story for example in chosen.examples})
     assert tried and chosen.feature in chosen.candidates
     every = ablate_drivers(*where, feature=chosen.feature, examples=6).examples
-    judged = [example.left["exact"] for example in every if example.story in tried]
-    assert chosen.candidates[chosen.feature]["exact"] == pytest.approx(np.mean(judged), abs=1e-5)
+    judged = np.array([example.left["exact"] for example in every if example.story in tried])
+    without_one = [float(np.delete(judged, i).mean()) for i in range(len(judged))]
+    assert min(abs(chosen.candidates[chosen.feature]["exact"] - mean) for mean in without_one) < 1e-5
     never = int(np.flatnonzero(np.diff(found.activity.target.indptr) == 0)[0])
     with pytest.raises(InputError, match="is active in 0 of the stories"):
         ablate_drivers(*where, feature=never)
