@@ -142,11 +142,6 @@ class ModelConfig(_JSONConfig):
         return self.positions == "rotary"
 
     @property
-    def closed_forms(self) -> bool:
-        """Whether method `structured` knows how blocks of this kind compose; it knows one block of any kind."""
-        return not self.rotary and not self.parallel_residual
-
-    @property
     def scored(self) -> tuple[str, str]:
         """The hook points in each block of the queries and keys whose products are the scores."""
         return ("attn.hook_rot_q", "attn.hook_rot_k") if self.rotary else ("attn.hook_q", "attn.hook_k")

@@ -14,7 +14,7 @@ The passes cost far more than the pairs, so the cheaper way is the one of which 
 2. An MLP with its norm acts on one position alone: a matrix `[d_model, d_model]` a position, the same for every target.
    It costs as much as `d_mlp` passes and saves `2 d_mlp / d_model - 1` of the MLP's cost in each (`collapses`).
 3. A target's own attention adds `2 heads` vectors to the positions it looks at, one through values and one through keys
-   for each head: no product with a weight at every position.
+   for each head: no product with a weight at every position (one, where positions are rotary: keys turn queries).
 """
 
 from functools import partial
@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxcircuits.attribution.ends import ATTENTION_ENDS
 from jaxcircuits.attribution.frozen import Scales
 from jaxcircuits.attribution.links import (
     Way,
@@ -51,8 +50,8 @@ WORTH_A_WINDOW = 2**36
 
 
 def direction_of(problem: Problem, targets: int, sources: int) -> str:
-    """The cheaper way, by the number of passes. Targets that do not see the stream are not met there."""
-    return "forward" if sources < targets and problem.target_place not in ATTENTION_ENDS else "reverse"
+    """The cheaper way, by the number of passes. Targets that see attention apart are not met in the stream."""
+    return "forward" if sources < targets and not problem.sees_attention_apart else "reverse"
 
 
 def multiplications(problem: Problem, passes: float, length: int) -> float:
@@ -182,7 +181,8 @@ def _all_forward(
             last, *between = (window(link, begin, length) for link in (way.last, *way.between))
 
             def back(g):
-                return through_blocks(way, tuple(between), through_attention(problem, last, g))
+                pulled = through_attention(problem, last, g, g) if problem.sees_attention else g
+                return through_blocks(way, tuple(between), pulled)
 
             x = jax.linear_transpose(back, x)(x)[0]
 

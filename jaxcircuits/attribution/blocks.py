@@ -156,7 +156,25 @@ def to_own_heads(
     if scores is not None:
         query = einsum(scores, segment.k, "target head k_pos, k_pos head d_head -> target head d_head")
         key = jnp.take_along_axis(scores, p[:, None, None], axis=-1) * segment.q[p]
-        by = turns(problem.cfg, p[:, None], z.dtype)  # one position for all heads
-        query, key = (query, key) if by is None else (turned(query, by.back), turned(key, by.back))
-        read += [cut(problem, block, "attn.hook_q", query), cut(problem, block, "attn.hook_k", key)]
+        at = p[:, None]  # one position for all heads
+        read += [to_query(problem, block, query, at), to_key(problem, block, key, at)]
     return jnp.stack(read, 1)
+
+
+def to_query(
+    problem: Problem, block: int, g: Float[Array, "*n d_head"], pos: Int[Array, "*#n"]
+) -> Float[Array, "*n d_head"]:
+    """From queries as scores have them to those that are read off the stream: turned back, where positions turn."""
+    return _turned_back(problem, block, g, pos, problem.cfg.scored[0], "attn.hook_q")
+
+
+def to_key(
+    problem: Problem, block: int, g: Float[Array, "*n d_head"], pos: Int[Array, "*#n"]
+) -> Float[Array, "*n d_head"]:
+    """The same of keys."""
+    return _turned_back(problem, block, g, pos, problem.cfg.scored[1], "attn.hook_k")
+
+
+def _turned_back(problem: Problem, block: int, g: Array, pos: Array, scored: str, read: str) -> Array:
+    by = turns(problem.cfg, pos, g.dtype)
+    return cut(problem, block, read, g if by is None else turned(cut(problem, block, scored, g), by.back))

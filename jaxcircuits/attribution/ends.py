@@ -66,8 +66,10 @@ def split(hook: str) -> tuple[int | None, str]:
     return int(block), name
 
 
-def entry_of(hook: str) -> Entry | None:
+def entry_of(hook: str, *, parallel: bool = False) -> Entry | None:
     """Where sources on a hook point enter the residual stream; `None` where more than a matrix lies before it.
+
+    Where residuals are `parallel`, no part of a block reads what its attention writes, so that enters behind the block.
 
     >>> from jaxcircuits.attribution.ends import entry_of
     >>> entry_of("blocks.0.hook_mlp_out").hook
@@ -77,10 +79,11 @@ def entry_of(hook: str) -> Entry | None:
     if block is None:
         return Entry(0, "blocks.0.hook_resid_pre", False, None) if name.endswith("embed") else None
     mid, after = f"blocks.{block}.hook_resid_mid", f"blocks.{block}.hook_resid_post"
+    reader, behind = (block + 1, after) if parallel else (block, mid)
     return {
         "hook_resid_pre": Entry(block, hook, True, None),
-        "attn.hook_z": Entry(block, mid, False, (block, "attn"), True),
-        "hook_attn_out": Entry(block, mid, False, None, True),
+        "attn.hook_z": Entry(reader, behind, False, (block, "attn"), not parallel),
+        "hook_attn_out": Entry(reader, behind, False, None, not parallel),
         "hook_resid_mid": Entry(block, mid, True, None, True),
         "mlp.hook_post": Entry(block + 1, after, False, (block, "mlp")),
         "hook_mlp_out": Entry(block + 1, after, False, None),

@@ -18,7 +18,9 @@ from jaxcircuits.attribution.blocks import (
     pull_from_activations,
     segment_at,
     to_heads,
+    to_key,
     to_own_heads,
+    to_query,
     to_scores,
 )
 from jaxcircuits.attribution.ends import ATTENTION_ENDS
@@ -138,9 +140,9 @@ def _to_stream(problem: Problem, link: Link, norm1: NormState, normed: Array, be
 
 
 def through_attention(
-    problem: Problem, link: Link, g: Float[Array, "pos target d_model"]
+    problem: Problem, link: Link, g: Float[Array, "pos target d_model"], beside: Float[Array, "pos target d_model"]
 ) -> Float[Array, "pos target d_model"]:
-    """From behind a block's attention to the stream before it, at all positions."""
+    """From what a block's attention writes to the stream before it, at all positions; `beside` is there already."""
     segment, number = link.segment, link.number
     z = to_heads(problem, number, link.weights.attn, g)  # [head, pos, target, d_head]
     pattern = segment.pattern
@@ -154,11 +156,12 @@ def through_attention(
         scores = problem.cfg.attention_scale * pattern[:, :, None] * (g_pattern - mean[..., None])
         query = einsum(scores, segment.k, "head q target k, k head d -> head q target d")
         key = einsum(scores[..., before:], segment.q, "head q target k, q head d -> head k target d")
-        read += [cut(problem, number, "attn.hook_q", query), cut(problem, number, "attn.hook_k", key)]
+        pos = before + jnp.arange(pattern.shape[1])[:, None]
+        read += [to_query(problem, number, query, pos), to_key(problem, number, key, pos)]
     to_stream = "head pos target d, head d d_model -> pos target d_model"
     value, *others = (einsum(x, W, to_stream) for x, W in zip(read, link.W_heads, strict=False))
     normed = sum(others, value)
-    return _to_stream(problem, link, NormState(*(x[:, None] for x in segment.norm1)), normed, g)
+    return _to_stream(problem, link, NormState(*(x[:, None] for x in segment.norm1)), normed, beside)
 
 
 def from_own_attention(
@@ -173,19 +176,26 @@ def from_own_attention(
     """From targets behind their block's attention to the stream before it, at all positions before `end`."""
     segment, number = link.segment, link.number
     order = jnp.arange(len(p))
+    beside = jnp.zeros((end, *resid.shape), resid.dtype).at[p, order].set(resid)
+    if not problem.sees_attention:
+        return cut(problem, number, "hook_resid_pre", beside)
     value = einsum(z, link.W_heads[0], "target head d, head d d_model -> target head d_model")
     vectors, looks = [cut(problem, number, "attn.hook_v", value)], [segment.pattern[:, p, :end]]
-    if scores is not None:
+    turning = problem.cfg.rotary
+    if scores is not None and not turning:
         key = einsum(segment.q[p], link.W_heads[2], "target head d, head d d_model -> target head d_model")
         vectors.append(cut(problem, number, "attn.hook_k", key))
         looks.append(scores[..., :end].swapaxes(0, 1))
     both, look = jnp.concatenate(vectors, 1), jnp.concatenate(looks, 0)
     normed = einsum(look, both, "head target k, target head d_model -> k target d_model")
+    if scores is not None and turning:  # a query is another vector for each key
+        key = einsum(scores[..., :end], segment.q[p], "target head k, target head d -> k target head d")
+        key = to_key(problem, number, key, jnp.arange(end)[:, None, None])
+        normed += einsum(key, link.W_heads[2], "k target head d, head d d_model -> k target d_model")
     if scores is not None:
         query = einsum(scores, segment.k, "target head k, k head d -> target head d")
-        query = einsum(cut(problem, number, "attn.hook_q", query), link.W_heads[1], "t head d, head d m -> t m")
+        query = einsum(to_query(problem, number, query, p[:, None]), link.W_heads[1], "t head d, head d m -> t m")
         normed = normed.at[p, order].add(query)
-    beside = jnp.zeros_like(normed).at[p, order].set(resid)
     norm1 = NormState(*(x[:end, None] for x in segment.norm1))
     return _to_stream(problem, link, norm1, normed, beside)
 
@@ -194,7 +204,7 @@ def start_of(way: Way, pulled: Pulled, p: Int[Array, "target"]) -> tuple[Array, 
     """Targets behind their block's attention: in the stream, at the heads' outputs, at the scores."""
     problem, last = way.problem, way.last
     resid = cut(problem, last.number, "hook_resid_mid", pulled.resid)
-    if problem.target_place in ATTENTION_ENDS:
+    if problem.target_place in ATTENTION_ENDS or problem.cfg.parallel_residual:
         z = pulled.z
         if problem.target_place == "hook_attn_out":
             z = cut(problem, last.number, "attn.hook_z", z)
@@ -219,11 +229,17 @@ def own_vectors(way: Way, pulled: Pulled, p: Int[Array, "target"]) -> Float[Arra
 
     g = attention(way.last, resid, z, scores)
     for link in reversed(way.between):
-        g = through_mlp(problem, link, g, p)
+        written, g = _to_attention(problem, link, g, p)
         if not (entry.middle and link.number == entry.block):
-            z = to_heads(problem, link.number, link.weights.attn, g).swapaxes(0, 1)
+            z = to_heads(problem, link.number, link.weights.attn, written).swapaxes(0, 1)
             g = attention(link, g, z, to_scores(problem, link.segment, z, p))
     return _at_entry(problem, g)
+
+
+def _to_attention(problem: Problem, link: Link, g: Array, own: Any = None) -> tuple[Array, Array]:
+    """From behind a block to what its attention writes, and to the stream beside that."""
+    through = through_mlp(problem, link, g, own)
+    return (cut(problem, link.number, "hook_resid_post", g) if problem.cfg.parallel_residual else through), through
 
 
 def through_blocks(way: Way, between: tuple[Link, ...], g: Float[Array, "pos target d_model"]) -> Array:
@@ -231,9 +247,9 @@ def through_blocks(way: Way, between: tuple[Link, ...], g: Float[Array, "pos tar
     problem, entry = way.problem, way.problem.entry
     assert entry is not None
     for link in reversed(between):
-        g = through_mlp(problem, link, g)
+        written, g = _to_attention(problem, link, g)
         if not (entry.middle and link.number == entry.block):
-            g = through_attention(problem, link, g)
+            g = through_attention(problem, link, written, g)
     return _at_entry(problem, g)
 
 

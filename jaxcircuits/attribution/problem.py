@@ -163,7 +163,7 @@ class Problem:
     @property
     def entry(self) -> Entry | None:
         """Where sources enter the residual stream."""
-        return entry_of(self.source_hook)
+        return entry_of(self.source_hook, parallel=self.cfg.parallel_residual)
 
     @property
     def target_block(self) -> int:
@@ -183,7 +183,7 @@ class Problem:
     def closed_form(self) -> str | None:
         """Whether the structured method covers it: `"adjacent"`, `"between"` with blocks between, or `None`."""
         entry, end = self.entry, target_end(self.target_hook)
-        if entry is None or end is None or end[0] < entry.block or (entry.middle and not self.cfg.closed_forms):
+        if entry is None or end is None or end[0] < entry.block:
             return None
         # What is held must lie where blocks between are run, which is from the entry up to the target's attention.
         names = hook_names(self.cfg)
@@ -195,7 +195,12 @@ class Problem:
             return None  # from the heads to what they write: not through the stream
         if end[0] == entry.block and not entry.middle and not self.held:
             return "adjacent"
-        return "between" if self.cfg.closed_forms else None
+        return "between"
+
+    @property
+    def sees_attention(self) -> bool:
+        """Whether targets see what their block's attention writes; a parallel MLP does not."""
+        return not self.cfg.parallel_residual or self.sees_attention_apart
 
     @property
     def sees_attention_apart(self) -> bool:

@@ -1,12 +1,13 @@
-"""Rotary positions and parallel residuals: structured where one block lies between, by the definition elsewhere."""
+"""Rotary positions and parallel residuals: one block between, and several."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcircuits.attribution import Engine, Settings
+from jaxcircuits.attribution import Engine, Settings, plan
 from jaxcircuits.attribution.edges import REMAINDER_COLUMNS
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
@@ -26,6 +27,8 @@ ENDS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "embedding to attention's output": ("hook_embed", "blocks.0.hook_attn_out", {}, EXACT),
     "residual stream to its block's MLP": ("blocks.1.hook_resid_pre", "blocks.1.mlp.hook_pre", {}, EXACT),
     "residual stream to residual stream": ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", SEQUENTIAL, PARTS),
+    "heads to the next block": ("blocks.0.attn.hook_z", "blocks.1.mlp.hook_post", {}, FROZEN),
+    "attention's output to the next block's heads": ("blocks.0.hook_attn_out", "blocks.1.attn.hook_z", {}, EXACT),
     "residual stream alone": ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", {}, EXACT),
     "MLP to residual stream, integrated": (
         "blocks.0.hook_mlp_out",
@@ -76,17 +79,76 @@ def test_attention_does_not_reach_its_own_blocks_mlp() -> None:
     assert len(edges["prompt"]) > 20 and not np.any(edges["gradient"])
 
 
+LEARNED = {"positions": "learned", "rotary_dim": None}
+DEPTH: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "two blocks between": ("blocks.0.mlp.hook_post", "blocks.3.mlp.hook_post", {}, EXACT),
+    "one after the other": ("blocks.0.mlp.hook_post", "blocks.3.mlp.hook_post", SEQUENTIAL, EXACT),
+    "learned positions": ("blocks.0.mlp.hook_post", "blocks.3.mlp.hook_post", LEARNED, EXACT),
+    "the residual stream's end": ("blocks.0.hook_resid_pre", "blocks.3.hook_resid_post", {}, EXACT),
+    "the end, one after the other": ("blocks.0.hook_resid_pre", "blocks.3.hook_resid_post", SEQUENTIAL, EXACT),
+    "attention's output": ("blocks.0.hook_attn_out", "blocks.2.mlp.hook_post", {}, EXACT),
+    "heads": ("blocks.0.attn.hook_z", "blocks.2.mlp.hook_pre", {}, EXACT),
+    "heads, one after the other": ("blocks.0.attn.hook_z", "blocks.2.mlp.hook_post", SEQUENTIAL, EXACT),
+    "to the heads": ("blocks.0.mlp.hook_post", "blocks.2.attn.hook_z", {}, EXACT),
+    "to the heads, one after the other": ("blocks.0.mlp.hook_post", "blocks.2.hook_attn_out", SEQUENTIAL, EXACT),
+    "forward": ("blocks.0.mlp.hook_post", "blocks.3.mlp.hook_post", {}, EXACT),
+    "forward, one after the other": ("blocks.0.mlp.hook_post", "blocks.3.hook_resid_post", SEQUENTIAL, FROZEN),
+    "forward, learned positions": ("blocks.0.hook_attn_out", "blocks.3.hook_mlp_out", LEARNED, FROZEN),
+    "own position": ("blocks.0.mlp.hook_post", "blocks.3.mlp.hook_post", {}, {}),
+    "own position, one after the other": ("blocks.0.mlp.hook_post", "blocks.3.hook_resid_post", SEQUENTIAL, {}),
+    "frozen": ("blocks.0.mlp.hook_post", "blocks.3.mlp.hook_post", {}, FROZEN),
+    "frozen, one after the other": ("blocks.0.mlp.hook_post", "blocks.3.hook_resid_post", SEQUENTIAL, FROZEN),
+    "integrated": ("blocks.0.mlp.hook_post", "blocks.2.mlp.hook_post", {}, {"derivative": "integrated", "points": 3}),
+}
+"""The same with blocks between."""
+QUICK = ("two blocks between", "one after the other")
+
+
+@pytest.mark.parametrize("collapse", [False, True])
+@pytest.mark.parametrize("ends", [pytest.param(row, marks=[pytest.mark.slow] * (row not in QUICK)) for row in DEPTH])
+def test_blocks_between_are_passed_as_the_definition_does(ends: str, collapse: bool, x64: None, monkeypatch) -> None:
+    monkeypatch.setattr(plan, "collapses", lambda *_: collapse)
+    source, target, changed, settings = DEPTH[ends]
+    direction = "forward" if "forward" in ends else "reverse"
+    monkeypatch.setattr(plan, "direction_of", lambda *_: direction)
+    bundle = _bundle(source, target, changed, jnp.float64, attention=("global", "local", "global", "local"), n_layers=4)
+    engine = Engine(bundle, Settings("first", "second", **settings))
+    assert engine.task.way == "between"
+    prompts = prompts_of(bundle, 9, 5)
+    edges, targets = engine.run(prompts)
+    assert engine.plan is not None
+    if settings.get("positions") == "all":
+        shape = engine.plan.shape(9)
+        assert (shape.collapse, shape.direction) == (collapse, direction)
+    expected, wanted = Engine(bundle, Settings("first", "second", **settings, method="reference")).run(prompts)
+    assert len(expected["prompt"]) > 40 and np.abs(expected["gradient"]).max() > 1e-3
+    assert_same_edges(edges, expected, "methods")
+    assert_same_targets(targets, wanted, "methods")
+    if settings is FROZEN:
+        sums = ("attribution_sum", "attribution_cut", *REMAINDER_COLUMNS[:-1])
+        explained = sum(np.nan_to_num(targets[name]) for name in sums)
+        assert np.abs(explained - targets["activation"]).max() <= 1e-10 * np.abs(targets["activation"]).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", [{}, SEQUENTIAL, LEARNED], ids=["both", "rotary", "parallel"])
+@pytest.mark.parametrize("held", ["blocks.1.hook_resid_post", "blocks.1.hook_mlp_out", "blocks.1.attn.hook_z"])
+def test_what_is_held_between_passes_nothing(held: str, changed: dict[str, Any], x64: None) -> None:
+    ends = "blocks.0.hook_resid_pre", "blocks.3.mlp.hook_post"
+    bundle = _bundle(*ends, changed, jnp.float64, attention=("global",) * 4, n_layers=4)
+    third = tiny_sae(bundle.cfg, held, 20, seed=2, dtype=jnp.float64)
+    bundle = replace(bundle, saes={**bundle.saes, "third": third})
+    settings = {"positions": "all", "through": "direct"}
+    engine = Engine(bundle, Settings("first", "second", **settings))
+    assert engine.task.way == "between" and engine.problem.held == (held,)
+    prompts = prompts_of(bundle, 9)
+    expected, _ = Engine(bundle, Settings("first", "second", **settings, method="reference")).run(prompts)
+    assert_same_edges(engine.run(prompts)[0], expected, "methods")
+
+
 WAYS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
-    "a block between": ("blocks.0.mlp.hook_post", "blocks.2.mlp.hook_post", {}, {}),
-    "a block between, one after the other": ("blocks.0.mlp.hook_post", "blocks.2.mlp.hook_post", SEQUENTIAL, {}),
-    "a block between, learned positions": (
-        "blocks.0.mlp.hook_post",
-        "blocks.2.mlp.hook_post",
-        {"positions": "learned", "rotary_dim": None},
-        {},
-    ),
     "a remainder behind both": ("blocks.0.mlp.hook_post", "blocks.1.hook_resid_post", {}, {"completeness": True}),
-    "attention's output": ("blocks.0.hook_attn_out", "blocks.1.mlp.hook_post", {}, {}),
+    "parts of several blocks": ("blocks.0.mlp.hook_post", "blocks.2.mlp.hook_post", {}, PARTS),
 }
 
 
@@ -95,5 +157,5 @@ def test_what_has_no_closed_form_is_left_to_the_definition(way: str) -> None:
     source, target, changed, settings = WAYS[way]
     bundle = _bundle(source, target, changed, jnp.float32, attention=("global",) * 3)
     assert Engine(bundle, Settings("first", "second", **settings)).method == "reference"
-    with pytest.raises(InputError, match="rotary positions or parallel residuals.*use --method reference"):
+    with pytest.raises(InputError, match="targets in a later block.*use --method reference"):
         Engine(bundle, Settings("first", "second", **settings, method="structured"))
