@@ -9,7 +9,7 @@ from jaxcircuits.errors import InputError
 PROCESSING_STEPS = ("fold_layer_norm", "center_writing_weights", "center_unembed", "fold_value_biases")
 """TransformerLens' weight processing, in its order."""
 
-FAMILIES = ("gpt_neo", "gpt2", "gpt_neox")
+FAMILIES = ("gpt_neo", "gpt2", "gpt_neox", "gemma2")
 """Architectures that weights may come from."""
 
 POSITIONS = ("learned", "rotary")
@@ -17,6 +17,11 @@ POSITIONS = ("learned", "rotary")
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu")
 """What stands between an MLP's two matrices; `model.activations` computes them. `gelu_new` is GELU's tanh form."""
+
+
+NORMS = ("layer", "rms")
+"""A layer norm centres, divides by the standard deviation, scales and shifts; an RMS norm divides by the root mean
+square and scales."""
 
 
 class _JSONConfig:
@@ -80,6 +85,13 @@ class ModelConfig(_JSONConfig):
         rotary_base: The slowest turns by about 1 / `rotary_base` a position, the fastest by 1 (in radians).
         parallel_residual: Whether a block's MLP reads the residual stream before its attention, not after.
         activation: One of `ACTIVATIONS`.
+        n_kv_heads: Heads that have keys and values, each read by as many queries; `None` for all of them.
+        norm: One of `NORMS`.
+        norms_behind: Whether what attention and MLP write passes a norm of its own before it is added.
+        gated: Whether an MLP's activation is multiplied by another linear map of its input.
+        score_cap: Attention scores are brought into `-score_cap..score_cap` by a tanh; `None` for as they are.
+        logit_cap: Logits likewise.
+        embedding_scale: Embeddings are multiplied by it.
     """
 
     n_layers: int
@@ -102,14 +114,25 @@ class ModelConfig(_JSONConfig):
     rotary_base: float = 10000.0
     parallel_residual: bool = False
     activation: str = "gelu_new"
+    n_kv_heads: int | None = None
+    norm: str = "layer"
+    norms_behind: bool = False
+    gated: bool = False
+    score_cap: float | None = None
+    logit_cap: float | None = None
+    embedding_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "window"):
+        for name in ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "window", "n_kv_heads"):
             value = getattr(self, name)
+            if value is None and name == "n_kv_heads":
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a positive integer, got {value!r}.")
-        for name in ("eps", "attention_scale", "rotary_base"):
+        for name in ("eps", "attention_scale", "rotary_base", "embedding_scale", "score_cap", "logit_cap"):
             value = getattr(self, name)
+            if value is None and name in ("score_cap", "logit_cap"):
+                continue
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
                 raise InputError(f"{name} must be a positive number, got {value!r}.")
         if len(self.attention) != self.n_layers:
@@ -122,14 +145,19 @@ class ModelConfig(_JSONConfig):
         for step in self.processing:
             if step not in PROCESSING_STEPS:
                 raise InputError(f"unknown processing step {step!r}; known are {', '.join(PROCESSING_STEPS)}.")
+            if step in self.undefined_steps:
+                raise InputError(f"the processing step {step} is not defined here, as {self.undefined_steps[step]}.")
         bos = self.bos_token_id
         if bos is not None and not (isinstance(bos, int) and 0 <= bos < self.d_vocab):
             raise InputError(f"bos_token_id must lie in 0..{self.d_vocab - 1}, got {bos!r}.")
-        for name, known in (("positions", POSITIONS), ("activation", ACTIVATIONS)):
+        for name, known in (("positions", POSITIONS), ("activation", ACTIVATIONS), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        if not isinstance(self.parallel_residual, bool):
-            raise InputError(f"parallel_residual must be true or false, got {self.parallel_residual!r}.")
+        for name in ("parallel_residual", "norms_behind", "gated"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}.")
+        if self.n_heads % self.kv_heads:
+            raise InputError(f"n_kv_heads must divide the {self.n_heads} heads, got {self.n_kv_heads}.")
         turned = self.rotary_dim
         if (turned is not None) != self.rotary:
             raise InputError(f"rotary_dim belongs to rotary positions, got {turned!r} and positions {self.positions}.")
@@ -140,6 +168,29 @@ class ModelConfig(_JSONConfig):
     def rotary(self) -> bool:
         """Whether queries and keys are turned; there is no `W_pos` then."""
         return self.positions == "rotary"
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads that have keys and values."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def undefined_steps(self) -> dict[str, str]:
+        """Steps of weight processing that would change what the model computes, and why."""
+        steps = {}
+        if self.norm == "rms" or self.norms_behind:
+            steps["center_writing_weights"] = "not every norm here ignores the mean of what is written"
+        if self.gated and self.norm == "layer":
+            steps["fold_layer_norm"] = "a gate has no bias that takes up a norm's shift"
+        if self.logit_cap is not None:
+            steps["center_unembed"] = "a shift of all logits is not ignored where they are capped"
+        return steps
+
+    @property
+    def plain_blocks(self) -> bool:
+        """Whether blocks are made of layer norms, heads with their own keys and values, and MLPs of two matrices."""
+        odd = self.norm != "layer" or self.norms_behind or self.gated or self.score_cap is not None
+        return not odd and self.kv_heads == self.n_heads
 
     @property
     def scored(self) -> tuple[str, str]:

@@ -90,7 +90,7 @@ def generate(
     how |= {"splice": splice, "splice_bos": splice_bos}
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(jnp.arange(n))
     n_pos = min(cfg.n_ctx, -(-(len(ids) + max_tokens) // 64) * 64)
-    a_row = 2 * cfg.n_layers * n_pos * cfg.n_heads * cfg.d_head * bundle.params.W_E.dtype.itemsize
+    a_row = 2 * cfg.n_layers * n_pos * cfg.kv_heads * cfg.d_head * bundle.params.W_E.dtype.itemsize
     size = min(n, max(1, CACHE_BYTES // a_row))
     # The prompt's pass is padded to few lengths: what lies behind its end is written over before any query sees it.
     padded = np.full((1, min(n_pos, -(-len(ids) // 16) * 16)), ids[-1], np.int32)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward, hook_names, side_by_side
-from jaxcircuits.model.freezing import FREEZABLE, Edit, freeze_edits, frozen_hooks
+from jaxcircuits.model.freezing import BEFORE_GELU, FREEZABLE, Edit, freeze_edits, frozen_hooks
 from jaxcircuits.sae import SAE, decode, encode
 from jaxcircuits.sae.normalization import norm_of
 from jaxcircuits.types import ModelWeights
@@ -198,7 +198,7 @@ def _frozen(
     frozen = freeze_edits(behind, freeze, activation=cfg.activation, at=plain.acts)
     # Before a GELU its line must see what features make of the value; behind it, features what the line gives.
     pairs = {name: (edits.get(name), edit) for name, edit in frozen.items()}
-    chained = {name: _chained(*(pair if name.endswith("hook_pre") else pair[::-1])) for name, pair in pairs.items()}
+    chained = {name: _chained(*(pair if name.endswith(BEFORE_GELU) else pair[::-1])) for name, pair in pairs.items()}
     return {**edits, **chained}
 
 

@@ -10,22 +10,22 @@ from jaxtyping import Array, Float
 
 
 class NormWeights(NamedTuple):
-    """Scale and shift of one layer norm."""
+    """Scale and shift of one norm; an RMS norm has no shift."""
 
     w: Float[Array, "d_model"]
-    b: Float[Array, "d_model"]
+    b: Float[Array, "d_model"] | None
 
 
 class AttentionWeights(NamedTuple):
-    """One attention layer, one matrix a head."""
+    """One attention layer, one matrix a head; several heads in a row may share keys and values."""
 
     W_Q: Float[Array, "head d_model d_head"]
-    W_K: Float[Array, "head d_model d_head"]
-    W_V: Float[Array, "head d_model d_head"]
+    W_K: Float[Array, "kv_head d_model d_head"]
+    W_V: Float[Array, "kv_head d_model d_head"]
     W_O: Float[Array, "head d_head d_model"]
     b_Q: Float[Array, "head d_head"]
-    b_K: Float[Array, "head d_head"]
-    b_V: Float[Array, "head d_head"]
+    b_K: Float[Array, "kv_head d_head"]
+    b_V: Float[Array, "kv_head d_head"]
     b_O: Float[Array, "d_model"]
 
 
@@ -36,6 +36,7 @@ class MLPWeights(NamedTuple):
     b_in: Float[Array, "d_mlp"]
     W_out: Float[Array, "d_mlp d_model"]
     b_out: Float[Array, "d_model"]
+    W_gate: Float[Array, "d_model d_mlp"] | None = None  # of a gated one
 
 
 class BlockWeights(NamedTuple):
@@ -45,6 +46,8 @@ class BlockWeights(NamedTuple):
     attn: AttentionWeights
     ln2: NormWeights | None
     mlp: MLPWeights
+    ln1_post: NormWeights | None = None  # of what attention and MLP write, where the model has such norms
+    ln2_post: NormWeights | None = None
 
 
 class ModelWeights(NamedTuple):
@@ -73,7 +76,7 @@ class SAEWeights(NamedTuple):
 
 
 def named_weights(params: ModelWeights) -> dict[str, Any]:
-    """Every array of a weight tree by TransformerLens' name, in the order the forward pass uses them."""
+    """Every array of a weight tree by TransformerLens' name, roughly in the order the forward pass uses them."""
     named: dict[str, Any] = {"embed.W_E": params.W_E}
     named |= {} if params.W_pos is None else {"pos_embed.W_pos": params.W_pos}
     parts: dict[str, Any] = {
@@ -82,5 +85,6 @@ def named_weights(params: ModelWeights) -> dict[str, Any]:
         for part, weights in block._asdict().items()
     }
     for part, weights in (parts | {"ln_final": params.ln_final}).items():
-        named |= {} if weights is None else {f"{part}.{name}": w for name, w in weights._asdict().items()}
+        arrays = {} if weights is None else weights._asdict()
+        named |= {f"{part}.{name}": w for name, w in arrays.items() if w is not None}
     return named | {"unembed.W_U": params.W_U, "unembed.b_U": params.b_U}

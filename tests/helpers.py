@@ -89,6 +89,21 @@ def neox_config(**overrides: Any) -> ModelConfig:
     return tiny_config(**(fields | overrides))
 
 
+def gemma_config(**overrides: Any) -> ModelConfig:
+    """A model as Gemma 2 is: RMS norms before and behind, gated MLPs, shared keys and values, scores and logits capped.
+
+    The caps are small, so that they change much.
+    """
+    n_layers = overrides.get("n_layers", 2)
+    fields: dict[str, Any] = {
+        **{"n_heads": 4, "n_kv_heads": 2, "positions": "rotary", "rotary_dim": 4, "attention_scale": 0.4},
+        **{"norm": "rms", "norms_behind": True, "gated": True, "score_cap": 1.5, "logit_cap": 2.0},
+        **{"attention": tuple(("local", "global")[layer % 2] for layer in range(n_layers)), "family": "gemma2"},
+        **{"embedding_scale": 1.7, "processing": ("fold_layer_norm", "fold_value_biases")},
+    }
+    return tiny_config(**(fields | overrides))
+
+
 def random_params(cfg: ModelConfig, seed: int = 0, dtype: Any = jnp.float32) -> ModelWeights:
     """Unprocessed weights, every one of them random (norms around 1, biases not zero), activations of order 1.
 
@@ -100,28 +115,32 @@ def random_params(cfg: ModelConfig, seed: int = 0, dtype: Any = jnp.float32) -> 
         return std * rng.standard_normal(shape)
 
     def norm() -> NormWeights:
-        return NormWeights(1 + normal(cfg.d_model, std=0.3), normal(cfg.d_model, std=0.3))  # pyright: ignore
+        w = 1 + normal(cfg.d_model, std=0.3)
+        return NormWeights(w, normal(cfg.d_model, std=0.3) if cfg.norm == "layer" else None)  # pyright: ignore
 
     def block() -> BlockWeights:
-        head, d_model, d_head, d_mlp = cfg.n_heads, cfg.d_model, cfg.d_head, cfg.d_mlp
+        head, kv_head, d_model, d_head, d_mlp = cfg.n_heads, cfg.kv_heads, cfg.d_model, cfg.d_head, cfg.d_mlp
         score = d_model**-0.5 * d_head**-0.25 * cfg.attention_scale**-0.5  # scores of order 1, whatever the width
         attn = AttentionWeights(
             W_Q=normal(head, d_model, d_head, std=score),  # pyright: ignore
-            W_K=normal(head, d_model, d_head, std=score),  # pyright: ignore
-            W_V=normal(head, d_model, d_head, std=d_model**-0.5),  # pyright: ignore
+            W_K=normal(kv_head, d_model, d_head, std=score),  # pyright: ignore
+            W_V=normal(kv_head, d_model, d_head, std=d_model**-0.5),  # pyright: ignore
             W_O=normal(head, d_head, d_model, std=(head * d_head) ** -0.5),  # pyright: ignore
             b_Q=normal(head, d_head, std=0.2),  # pyright: ignore
-            b_K=normal(head, d_head, std=0.2),  # pyright: ignore
-            b_V=normal(head, d_head, std=0.2),  # pyright: ignore
+            b_K=normal(kv_head, d_head, std=0.2),  # pyright: ignore
+            b_V=normal(kv_head, d_head, std=0.2),  # pyright: ignore
             b_O=normal(d_model, std=0.2),  # pyright: ignore
         )
         weights = MLPWeights(
             W_in=normal(d_model, d_mlp, std=d_model**-0.5),  # pyright: ignore
-            b_in=normal(d_mlp, std=0.2),  # pyright: ignore
+            # Of a gated one, no model has it: TransformerLens adds it behind the product.
+            b_in=normal(d_mlp, std=0.0 if cfg.gated else 0.2),  # pyright: ignore
             W_out=normal(d_mlp, d_model, std=d_mlp**-0.5),  # pyright: ignore
             b_out=normal(d_model, std=0.2),  # pyright: ignore
+            W_gate=normal(d_model, d_mlp, std=d_model**-0.5) if cfg.gated else None,  # pyright: ignore
         )
-        return BlockWeights(norm(), attn, norm(), weights)
+        behind = (norm(), norm()) if cfg.norms_behind else ()
+        return BlockWeights(norm(), attn, norm(), weights, *behind)
 
     W_E = normal(cfg.d_vocab, cfg.d_model, std=1.0)
     params = ModelWeights(

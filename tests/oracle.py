@@ -45,15 +45,16 @@ def transformer_lens_model(
     return torch_model.transformer_lens_model(cfg, params, steps=steps, dtype=dtype)
 
 
-def assert_same_weights(ours: ModelWeights, model: Any, raw: ModelWeights) -> None:
+def assert_same_weights(ours: ModelWeights, model: Any, raw: ModelWeights, cfg: ModelConfig) -> None:
     """Asserts that processed weights are TransformerLens', key by key.
 
     Args:
         ours: Processed by the package.
         model: Holds the same weights, processed by TransformerLens.
         raw: The unprocessed ones: the unit where a sum of terms may cancel.
+        cfg: The architecture.
     """
-    theirs, mine, before = model.state_dict(), torch_state(ours), torch_state(raw)
+    theirs, mine, before = model.state_dict(), torch_state(ours, cfg), torch_state(raw, cfg)
     assert set(mine) == {key for key in theirs if not key.endswith(BUFFERS)}
     for key, value in mine.items():
         if not theirs[key].any():

@@ -46,7 +46,7 @@ def model() -> Any:
 
 
 def test_processed_weights(bundle: Bundle, model: Any) -> None:
-    assert_same_weights(bundle.params, model, random_params(CFG))
+    assert_same_weights(bundle.params, model, random_params(CFG), CFG)
 
 
 def test_logits_and_every_activation(bundle: Bundle, model: Any) -> None:

@@ -66,10 +66,11 @@ def split(hook: str) -> tuple[int | None, str]:
     return int(block), name
 
 
-def entry_of(hook: str, *, parallel: bool = False) -> Entry | None:
+def entry_of(hook: str, *, parallel: bool = False, norms_behind: bool = False) -> Entry | None:
     """Where sources on a hook point enter the residual stream; `None` where more than a matrix lies before it.
 
     Where residuals are `parallel`, no part of a block reads what its attention writes, so that enters behind the block.
+    With `norms_behind`, a norm lies between the output matrices and the stream.
 
     >>> from jaxcircuits.attribution.ends import entry_of
     >>> entry_of("blocks.0.hook_mlp_out").hook
@@ -79,6 +80,8 @@ def entry_of(hook: str, *, parallel: bool = False) -> Entry | None:
     if block is None:
         return Entry(0, "blocks.0.hook_resid_pre", False, None) if name.endswith("embed") else None
     mid, after = f"blocks.{block}.hook_resid_mid", f"blocks.{block}.hook_resid_post"
+    if norms_behind and name in ("attn.hook_z", "mlp.hook_post"):
+        return None
     reader, behind = (block + 1, after) if parallel else (block, mid)
     return {
         "hook_resid_pre": Entry(block, hook, True, None),

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.model import hook_names
 from jaxcircuits.model.freezing import Edit, freeze_edits
-from jaxcircuits.types import BlockWeights, ModelWeights
+from jaxcircuits.types import BlockWeights, ModelWeights, NormWeights
 
 
 class Scales(NamedTuple):
@@ -38,9 +38,9 @@ def skip_hooks(cfg: ModelConfig, source_hook: str) -> tuple[str, ...]:
     if not block.isdigit():
         embeds = () if cfg.rotary else ("hook_embed", "hook_pos_embed")
         return tuple(hook for hook in embeds if hook != source_hook) if source_hook in embeds else ()
-    if name.startswith(("attn.", "ln1.", "hook_attn_out")):
+    if name.startswith(("attn.", "ln1", "hook_attn_out")):
         return (f"blocks.{block}.hook_resid_pre",)
-    if name.startswith(("mlp.", "ln2.", "hook_mlp_out")):
+    if name.startswith(("mlp.", "ln2", "hook_mlp_out")):
         joining = ("hook_resid_pre", "hook_attn_out") if cfg.parallel_residual else ("hook_resid_mid",)
         return tuple(f"blocks.{block}.{hook}" for hook in joining)
     return ()
@@ -73,11 +73,16 @@ def path_edits(
 def scaled_biases(params: ModelWeights, factor: Float[Array, ""]) -> ModelWeights:
     """The weights with every bias of the blocks, the norms' shifts included, times a factor."""
 
+    def norm(ln: NormWeights | None) -> NormWeights | None:
+        return ln if ln is None or ln.b is None else ln._replace(b=factor * ln.b)
+
     def block(b: BlockWeights) -> BlockWeights:
         return b._replace(
-            ln1=b.ln1 and b.ln1._replace(b=factor * b.ln1.b),
+            ln1=norm(b.ln1),
             attn=b.attn._replace(**{n: factor * getattr(b.attn, n) for n in ("b_Q", "b_K", "b_V", "b_O")}),
-            ln2=b.ln2 and b.ln2._replace(b=factor * b.ln2.b),
+            ln1_post=norm(b.ln1_post),
+            ln2=norm(b.ln2),
+            ln2_post=norm(b.ln2_post),
             mlp=b.mlp._replace(b_in=factor * b.mlp.b_in, b_out=factor * b.mlp.b_out),
         )
 

@@ -163,7 +163,8 @@ class Problem:
     @property
     def entry(self) -> Entry | None:
         """Where sources enter the residual stream."""
-        return entry_of(self.source_hook, parallel=self.cfg.parallel_residual)
+        cfg = self.cfg
+        return entry_of(self.source_hook, parallel=cfg.parallel_residual, norms_behind=cfg.norms_behind)
 
     @property
     def target_block(self) -> int:
@@ -183,7 +184,7 @@ class Problem:
     def closed_form(self) -> str | None:
         """Whether the structured method covers it: `"adjacent"`, `"between"` with blocks between, or `None`."""
         entry, end = self.entry, target_end(self.target_hook)
-        if entry is None or end is None or end[0] < entry.block:
+        if not self.cfg.plain_blocks or entry is None or end is None or end[0] < entry.block:
             return None
         # What is held must lie where blocks between are run, which is from the entry up to the target's attention.
         names = hook_names(self.cfg)
@@ -211,9 +212,12 @@ class Problem:
 
     @property
     def adjacent_mlps(self) -> bool:
-        """Whether both hooks are `mlp.hook_post`, the target's of the next layer: where weights alone say something."""
+        """Whether both hooks are `mlp.hook_post`, the target's of the next layer: where weights alone say something.
+
+        A norm between the MLP and the stream, or a gate, is not the weights' to say.
+        """
         first, second = split(self.source_hook), split(self.target_hook)
-        if first[0] is None or second[0] is None:
+        if first[0] is None or second[0] is None or not self.cfg.plain_blocks:
             return False
         return first[1] == second[1] == "mlp.hook_post" and second[0] == first[0] + 1
 

@@ -89,7 +89,7 @@ def structured_remainder(
         found[name] = meet(push(Scales(*(jnp.asarray(i == j, h.dtype) for j in range(len(Scales._fields))))))
     if pulled.pre is not None:
         found["model_bias"] += pulled.pre @ block.mlp.b_in
-    if pulled.normed is not None and block.ln2 is not None:
+    if pulled.normed is not None and block.ln2 is not None and block.ln2.b is not None:
         found["model_bias"] += pulled.normed @ block.ln2.b
     if problem.target_place in ("hook_mlp_out", "hook_resid_post"):
         found["model_bias"] += pulled.hook @ block.mlp.b_out

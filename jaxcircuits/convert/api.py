@@ -16,6 +16,7 @@ from jaxcircuits.convert import (
     circuit_tracer_sae,
     dictionary_learning_sae,
     existing,
+    gemma2,
     gemma_scope_sae,
     gpt2,
     gpt_neo,
@@ -28,7 +29,7 @@ from jaxcircuits.convert import (
 from jaxcircuits.convert.format import ConvertedSAE, ModelFormat, Options, SAEFormat, read_fields
 from jaxcircuits.convert.hub import fetch
 from jaxcircuits.convert.tokenizer import read_tokenizer_of, tokenizer_files
-from jaxcircuits.convert.trained_on import choose_processing, norm_taken_in
+from jaxcircuits.convert.trained_on import check_modules, choose_processing, norm_taken_in
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import BUNDLE, check_free, sha256
 from jaxcircuits.readings import Checked, doubts
@@ -37,6 +38,7 @@ MODEL_FORMATS: dict[str, ModelFormat] = {
     "gpt_neo": gpt_neo.FORMAT,
     "gpt2": gpt2.FORMAT,
     "gpt_neox": gpt_neox.FORMAT,
+    "gemma2": gemma2.FORMAT,
 }
 """By the `model_type` of a Hugging Face `config.json`."""
 SAE_FORMATS: tuple[SAEFormat, ...] = (
@@ -135,11 +137,12 @@ def convert(
     for source in given:
         one, sae_commit = _read_sae(source, options)
         name = _unique(one.name, known)
+        check_modules(one, converted.cfg, name)
         known[name] = norm_taken_in(one, converted.params, name)
         base, _, _ = source.path.partition("@")
         origins[name] = source.path if sae_commit is None else f"{base}@{sae_commit}"
         files |= {f"saes/{name}/{file.name}": file for file in one.files}
-    cfg = replace(converted.cfg, processing=choose_processing(known, converted.cfg.processing))
+    cfg = replace(converted.cfg, processing=choose_processing(known, converted.cfg))
     command = ["jaxcircuits", "convert", "--model", model, *(word for source in given for word in source.words())]
     command += [word for name in ignore_config_fields for word in ("--ignore-config-field", name)]
     command += [

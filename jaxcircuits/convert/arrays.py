@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from jaxcircuits.bundle import sae_shapes
 from jaxcircuits.config import SAEConfig
 from jaxcircuits.convert.format import Options, checked_tensors
 from jaxcircuits.errors import InputError
 from jaxcircuits.sae import SAE
+from jaxcircuits.tensors import sae_shapes
 from jaxcircuits.types import SAEWeights
 
 ARCHITECTURES = {

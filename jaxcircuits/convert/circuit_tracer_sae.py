@@ -60,7 +60,11 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
         origin=f"circuit_tracer {'jumprelu' if 'threshold' in found else 'relu'} transcoder",
     )
     files = [path, *([config] if config.is_file() else [])]
-    return ConvertedSAE(path.stem, sae, files, (), scaled_norm=fields.get("feature_input_hook") == "mlp.hook_in")
+    scaled, of_module = (
+        fields.get("feature_input_hook") == "mlp.hook_in",
+        fields.get("feature_output_hook") == "mlp.hook_out",
+    )
+    return ConvertedSAE(path.stem, sae, files, (), scaled_norm=scaled, of_modules=of_module)
 
 
 def _fields(config: Path) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     for field, width in (("activation_dim", sae.cfg.d_in), ("dict_size", sae.cfg.d_sae)):
         if trainer.get(field) not in (None, width):
             raise InputError(f"{where}: {field} is {trainer[field]!r}, but by its tensors it is {width}; correct one.")
-    return ConvertedSAE(weights.absolute().parent.name, sae, [config, weights], (), scaled_norm=True)
+    return ConvertedSAE(weights.absolute().parent.name, sae, [config, weights], (), scaled_norm=True, of_modules=True)
 
 
 def _hook(trainer: Mapping[str, Any], buffer: Mapping[str, Any], where: str) -> str | None:

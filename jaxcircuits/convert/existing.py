@@ -4,10 +4,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from jaxcircuits.bundle import load_bundle, model_from_tensors, sae_from_tensors
+from jaxcircuits.bundle import load_bundle
 from jaxcircuits.convert.format import ConvertedModel, ConvertedSAE
 from jaxcircuits.files import BUNDLE, read_json, read_safetensors
 from jaxcircuits.sae import SAE
+from jaxcircuits.tensors import model_from_tensors, sae_from_tensors
 
 
 def matches(path: Path) -> bool:

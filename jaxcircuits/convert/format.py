@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcircuits.bundle import check_tensors
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.errors import InputError
 from jaxcircuits.files import read_json
 from jaxcircuits.sae import SAE
+from jaxcircuits.tensors import check_tensors
 from jaxcircuits.types import ModelWeights
 
 _STORABLE = ("float64", "float32", "float16", "bfloat16")
@@ -50,6 +50,7 @@ class ConvertedSAE(NamedTuple):
         files: What it was read from.
         processing: Steps of weight processing that the model had when it was trained on; `None` where nobody says.
         scaled_norm: Whether a `hook_normalized` that it reads is meant after the norm's scale and shift.
+        of_modules: Whether its hook points stand for what modules of a Hugging Face model take and give.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ConvertedSAE(NamedTuple):
     files: Sequence[Path]
     processing: Collection[str] | None = None
     scaled_norm: bool = False
+    of_modules: bool = False
 
 
 class ModelFormat(NamedTuple):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxcircuits.convert.hf_model import (
+    EMBEDDING,
     HEADS_OUT,
     LINEAR_IN,
     LINEAR_OUT,
@@ -15,6 +16,7 @@ from jaxcircuits.convert.hf_model import (
     norm,
 )
 from jaxcircuits.convert.hugging_face import flag
+from jaxcircuits.convert.rotary import rotary_fields, rotary_numbers
 from jaxcircuits.errors import InputError
 
 # Heads side by side, each with its query, key and value likewise: not as in GPT-2.
@@ -34,7 +36,6 @@ _BLOCK: Rows = {
     "mlp.dense_4h_to_h.bias": (VECTOR, "mlp.b_out"),
 }
 _NUMBERS = {"rope_theta": ("rotary_emb_base", 10000.0), "partial_rotary_factor": ("rotary_pct", 0.25)}
-"""By the names of `rope_parameters`, which is where transformers 5 writes them: the older names, and the defaults."""
 
 
 def _block(fields: Fields) -> Rows:
@@ -45,17 +46,7 @@ def _block(fields: Fields) -> Rows:
 
 def _more(fields: Fields, sizes: Sizes, where: str) -> dict[str, Any]:
     flag(fields, "attention_bias", where, True)
-    if fields.get("rope_scaling") is not None:
-        raise InputError(f"{where}: rope_scaling is not supported; expected null, got {fields['rope_scaling']!r}.")
-    nested = fields.get("rope_parameters") or {}
-    if not isinstance(nested, dict) or set(nested) - {"rope_type", *_NUMBERS}:
-        raise InputError(
-            f"{where}: rope_parameters may hold rope_type, {' and '.join(_NUMBERS)}, got {nested!r}; "
-            "other rotary positions are not supported."
-        )
-    if nested.get("rope_type", "default") != "default":
-        raise InputError(f"{where}: rope_type must be 'default', got {nested['rope_type']!r}.")
-    base, share = (_number(fields, nested, name, where) for name in _NUMBERS)
+    base, share = rotary_numbers(fields, _NUMBERS, where)
     rotary_dim = int(share * sizes.d_head)  # rounded down, as transformers does
     if not 0 < share <= 1 or rotary_dim < 2 or rotary_dim % 2:
         raise InputError(
@@ -73,22 +64,6 @@ def _more(fields: Fields, sizes: Sizes, where: str) -> dict[str, Any]:
     }
 
 
-def _number(fields: Fields, nested: Fields, name: str, where: str) -> float:
-    """A number of the rotary positions under whichever of its names it stands; all that are there must agree."""
-    old, default = _NUMBERS[name]
-    given = {f"rope_parameters.{name}": nested.get(name), old: fields.get(old)}
-    given = {spelling: value for spelling, value in given.items() if value is not None}
-    first, found = next(iter(given.items()), (f"{old}, which is not given,", default))
-    # transformers does not read this one for GPT-NeoX, though some of its versions wrote it.
-    given |= {} if fields.get(name) is None else {name: fields[name]}
-    for spelling, value in given.items():
-        if type(value) not in (int, float):
-            raise InputError(f"{where}: {spelling} must be a number, got {value!r}.")
-        if value != found:
-            raise InputError(f"{where}: {spelling} is {value}, but {first} is {found}; correct one.")
-    return float(found)
-
-
 FORMAT = model_format(
     Family(
         names={
@@ -102,15 +77,12 @@ FORMAT = model_format(
             "activation": "hidden_act",
         },
         defaults={"activation": "gelu", "bos_token_id": 0, "tie_word_embeddings": False},
-        others={
-            *("use_parallel_residual", "attention_bias", "rope_parameters", "rope_scaling"),
-            *(spelling for name, (old, _) in _NUMBERS.items() for spelling in (name, old)),
-        },
+        others={"use_parallel_residual", "attention_bias", *rotary_fields(_NUMBERS)},
         more=_more,
         harmless=("hidden_dropout",),
         prefix="gpt_neox.",
         outside={
-            "embed_in.weight": ("d_vocab d_model -> d_vocab d_model", "W_E"),
+            "embed_in.weight": (EMBEDDING, "W_E"),
             **norm("final_layer_norm", "ln_final"),
         },
         embedding="embed_in.weight",

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from einops import rearrange
 
-from jaxcircuits.bundle import model_from_tensors, model_shapes
 from jaxcircuits.config import ModelConfig
+from jaxcircuits.convert.arrays import at_least_float32
 from jaxcircuits.convert.checkpoint import read_weights
 from jaxcircuits.convert.format import ConvertedModel, ModelFormat, Options, check_fields, checked_tensors, read_fields
 from jaxcircuits.convert.hugging_face import (
@@ -30,13 +30,14 @@ from jaxcircuits.convert.hugging_face import (
     understood,
 )
 from jaxcircuits.errors import InputError
+from jaxcircuits.tensors import model_from_tensors, model_shapes
 
 Fields = Mapping[str, Any]
 Rows = Mapping[str, tuple[str, ...]]
 """A checkpoint's tensor to its layout and the arrays that it holds.
 
 The layout is einops': the axes as they are stored, and as they are here. Where a tensor holds several arrays, its axes
-here begin with one of that length. Axes are `head d_head d_model d_mlp d_vocab n_ctx`, and `qkv`, which is 3.
+here begin with one of that length. Axes are `head kv_head d_head d_model d_mlp d_vocab n_ctx`, and `qkv`: 3.
 """
 
 VECTOR = "d_model -> d_model"
@@ -44,6 +45,7 @@ LINEAR_IN, LINEAR_OUT = "d_mlp d_model -> d_model d_mlp", "d_model d_mlp -> d_ml
 """An MLP's two matrices as PyTorch's linear layers, which are `[out, in]`."""
 HEADS_IN, HEADS_OUT = "(head d_head) d_model -> head d_model d_head", "d_model (head d_head) -> head d_head d_model"
 """The same of matrices into heads and out of them."""
+EMBEDDING = "d_vocab d_model -> d_vocab d_model"
 UNEMBEDDING = "d_vocab d_model -> d_model d_vocab"
 
 
@@ -51,6 +53,7 @@ class Sizes(NamedTuple):
     """What a family's other fields may depend on."""
 
     n_layers: int
+    d_model: int
     d_head: int
     n_ctx: int
 
@@ -60,8 +63,10 @@ class Family(NamedTuple):
 
     Attributes:
         names: Fields of `ModelConfig` to those of Hugging Face's config that mean the same: `n_layers`, `d_model`,
-            `n_heads`, `d_mlp`, `d_vocab`, `n_ctx`, `eps` and `activation`.
-        defaults: What `activation`, `bos_token_id` and `tie_word_embeddings` are where the config does not say.
+            `n_heads`, `d_mlp`, `d_vocab`, `n_ctx`, `eps` and `activation`, and `d_head` where it is not what the
+            heads leave of `d_model`.
+        defaults: What `activation`, `bos_token_id` and `tie_word_embeddings` are where the config does not say, and
+            `eps` where that is not 1e-5.
         others: Other config fields that `more` understands.
         more: From the config, the sizes and the file's name, the other fields of `ModelConfig`.
         harmless: Config fields that change nothing, besides those of every model.
@@ -72,6 +77,7 @@ class Family(NamedTuple):
         block: From the config, the tensors of each block.
         buffers: Tensors of a block that are no weights, which old checkpoints hold.
         heads: Names that the unembedding may have.
+        norm_offset: Added to the norms' scales, which are stored without it.
     """
 
     names: Mapping[str, str]
@@ -86,6 +92,7 @@ class Family(NamedTuple):
     block: Callable[[Fields], Rows]
     buffers: Collection[str]
     heads: tuple[str, ...]
+    norm_offset: float = 0.0
 
 
 def model_format(family: Family) -> ModelFormat:
@@ -126,6 +133,9 @@ def read_model(family: Family, path: Path, options: Options) -> ConvertedModel:
     arrays: dict[str, np.ndarray] = {}
     for name, tensor in checked_tensors(weights, shapes, options, str(path)).items():
         arrays |= placed(tensor, *rows[name], sizes=sizes)
+    if family.norm_offset:
+        scales = {name: array for name, array in arrays.items() if name.endswith(".w")}
+        arrays |= {name: array.astype(at_least_float32(array)) + family.norm_offset for name, array in scales.items()}
     for name, shape in model_shapes(cfg).items():
         if name not in arrays and name.rpartition(".")[2].startswith("b_"):  # biases that the family lacks
             arrays[name] = np.zeros(shape, arrays["W_E"].dtype)
@@ -137,16 +147,19 @@ def _config(family: Family, fields: Fields, where: str) -> ModelConfig:
     number = {
         name: count(fields, names[name], where) for name in ("n_layers", "d_model", "n_heads", "d_vocab", "n_ctx")
     }
-    d_head = head_width(number["d_model"], number["n_heads"], (names["d_model"], names["n_heads"]), where)
+    if "d_head" in names:
+        d_head = count(fields, names["d_head"], where)
+    else:
+        d_head = head_width(number["d_model"], number["n_heads"], (names["d_model"], names["n_heads"]), where)
     wide = fields.get(names["d_mlp"]) is not None
     return ModelConfig(
         **number,
         d_head=d_head,
         d_mlp=count(fields, names["d_mlp"], where) if wide else 4 * number["d_model"],
-        eps=epsilon(fields, where, names["eps"]),
+        eps=epsilon(fields, where, names["eps"], family.defaults.get("eps", 1e-5)),
         activation=activation(fields, names["activation"], where, family.defaults["activation"]),
         bos_token_id=bos_token(fields, number["d_vocab"], where, family.defaults["bos_token_id"]),
-        **family.more(fields, Sizes(number["n_layers"], d_head, number["n_ctx"]), where),
+        **family.more(fields, Sizes(number["n_layers"], number["d_model"], d_head, number["n_ctx"]), where),
     )
 
 
@@ -162,7 +175,7 @@ def _rows(family: Family, cfg: ModelConfig, fields: Fields) -> dict[str, tuple[s
 
 def _axes(cfg: ModelConfig) -> dict[str, int]:
     sizes = {name: getattr(cfg, name) for name in ("d_head", "d_model", "d_mlp", "d_vocab", "n_ctx")}
-    return {"head": cfg.n_heads, "qkv": 3, **sizes}
+    return {"head": cfg.n_heads, "kv_head": cfg.kv_heads, "qkv": 3, **sizes}
 
 
 def stored_shape(layout: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -189,7 +202,7 @@ def norm(stored: str, name: str) -> dict[str, tuple[str, ...]]:
 
 
 GPT2_OUTSIDE = {
-    "wte.weight": ("d_vocab d_model -> d_vocab d_model", "W_E"),
+    "wte.weight": (EMBEDDING, "W_E"),
     "wpe.weight": ("n_ctx d_model -> n_ctx d_model", "W_pos"),
     **norm("ln_f", "ln_final"),
 }

@@ -89,13 +89,13 @@ def head_width(d_model: int, n_heads: int, names: tuple[str, str], where: str) -
     return d_model // n_heads
 
 
-def epsilon(fields: Mapping[str, Any], where: str, name: str) -> float:
+def epsilon(fields: Mapping[str, Any], where: str, name: str, default: float) -> float:
     """What is added to a norm's variance.
 
     Raises:
         InputError: It is no number.
     """
-    eps = fields.get(name, 1e-5)
+    eps = fields.get(name, default)
     if type(eps) not in (int, float):
         raise InputError(f"{where}: {name} must be a number such as 1e-05, got {eps!r}.")
     return float(eps)

@@ -132,7 +132,8 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
             "supported: hook points here have all heads side by side."
         )
     hook = typed(fields, "hook_name", str, where)
-    if hook is not None and fields.get("model_class_name") == "AutoModelForCausalLM":
+    of_modules = fields.get("model_class_name") == "AutoModelForCausalLM"
+    if hook is not None and of_modules:
         hook = module_hooks(hook).given  # of a Hugging Face model, whose modules stand in for hook points
     hook = name_hook(hook, options, where)
     layer = fields.get("hook_layer")
@@ -166,7 +167,7 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
     for field, width in stated.items():
         if fields.get(field) not in (None, width):
             raise InputError(f"{where}: {field} is {fields[field]!r}, but by its tensors it is {width}; correct one.")
-    return ConvertedSAE("", sae, [config, weights], _processing(fields, where))
+    return ConvertedSAE("", sae, [config, weights], _processing(fields, where), of_modules=of_modules)
 
 
 def _version(raw: Mapping[str, Any]) -> str:

@@ -82,7 +82,9 @@ def _read(path: Path, options: Options) -> ConvertedSAE:
         origin=f"sparsify {activation}{' transcoder' * transcodes}{' of before 2025-02' * old}",
     )
     _check_widths(fields, sae.cfg.d_in, sae.cfg.d_sae, where)
-    return ConvertedSAE(path.resolve().name, sae, [config, weights], (), scaled_norm=True)
+    return ConvertedSAE(
+        path.resolve().name, sae, [config, weights], (), scaled_norm=True, of_modules=hooks.given is not None
+    )
 
 
 def _module(path: Path) -> tuple[str, ModuleHooks]:

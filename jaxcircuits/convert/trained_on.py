@@ -5,11 +5,11 @@ an autoencoder that was trained on the residual stream of the raw model must not
 leaves out the steps that would change what one of its autoencoders reads or writes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from jaxcircuits.config import PROCESSING_STEPS
+from jaxcircuits.config import PROCESSING_STEPS, ModelConfig
 from jaxcircuits.convert.arrays import at_least_float32
 from jaxcircuits.convert.format import ConvertedSAE
 from jaxcircuits.errors import InputError
@@ -30,12 +30,13 @@ _CHANGED_BY = {
 """By the kind of hook point, the step that changes its value."""
 
 
-def choose_processing(saes: Mapping[str, ConvertedSAE], default: Sequence[str]) -> tuple[str, ...]:
+def choose_processing(saes: Mapping[str, ConvertedSAE], cfg: ModelConfig) -> tuple[str, ...]:
     """The steps of a bundle that give its autoencoders the values they know.
 
     Args:
         saes: The autoencoders, by name.
-        default: The steps to take where none of them minds.
+        cfg: The model, with the steps to take where none of them minds. Those that are not defined for it are not
+            taken, whatever an autoencoder says, as in TransformerLens.
 
     Raises:
         InputError: Two of them need different processing.
@@ -46,7 +47,7 @@ def choose_processing(saes: Mapping[str, ConvertedSAE], default: Sequence[str]) 
             continue
         for hook in (one.sae.cfg.hook_name, one.sae.cfg.hook_written):
             step = _CHANGED_BY.get(hook.rsplit(".", 1)[-1])
-            if step is None:
+            if step is None or step in cfg.undefined_steps:
                 continue
             on = step in one.processing
             before, other = wanted.setdefault(step, (on, name))
@@ -55,7 +56,26 @@ def choose_processing(saes: Mapping[str, ConvertedSAE], default: Sequence[str]) 
                     f"SAE {name} was trained on a model {_with(on)} the step {step}, but {other} on one "
                     f"{_with(before)} it, which changes {hook}; make two bundles."
                 )
-    return tuple(step for step in PROCESSING_STEPS if (wanted[step][0] if step in wanted else step in default))
+    return tuple(step for step in PROCESSING_STEPS if (wanted[step][0] if step in wanted else step in cfg.processing))
+
+
+def check_modules(one: ConvertedSAE, cfg: ModelConfig, name: str) -> None:
+    """Refuses an autoencoder of what a module gives where the hook point is another value.
+
+    Raises:
+        InputError: A norm or a factor lies between the two.
+    """
+    hook = one.sae.cfg.hook_written
+    after = {
+        "hook_embed": cfg.embedding_scale != 1,
+        "hook_attn_out": cfg.norms_behind,
+        "hook_mlp_out": cfg.norms_behind,
+    }
+    if one.of_modules and after.get(hook.rpartition(".")[2], False):
+        raise InputError(
+            f"SAE {name}: it was trained on what a module of the {cfg.family} model gives, but {hook} is the value "
+            f"after {'its factor' if hook == 'hook_embed' else 'the norm behind'}, and no hook point is the one before."
+        )
 
 
 def norm_taken_in(one: ConvertedSAE, params: ModelWeights, name: str) -> ConvertedSAE:
@@ -78,7 +98,8 @@ def norm_taken_in(one: ConvertedSAE, params: ModelWeights, name: str) -> Convert
             "them; this is supported for transcoders alone."
         )
     norm = _norm(params, hook)
-    scale, shift = (np.asarray(w, np.float64) for w in (norm.w, norm.b))
+    scale = np.asarray(norm.w, np.float64)
+    shift = np.zeros_like(scale) if norm.b is None else np.asarray(norm.b, np.float64)
     W_enc, b_enc, b_dec = (np.asarray(w, np.float64) for w in (weights.W_enc, weights.b_enc, weights.b_dec))
     if W_enc.shape[0] != scale.size:
         return one  # of another model, which is said where widths are compared

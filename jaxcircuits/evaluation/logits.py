@@ -14,8 +14,9 @@ _WRITES = (*_RESIDUAL, "hook_resid_post")
 def logit_effects(bundle: Bundle, sae: SAE, feature: int) -> tuple[str, Float[np.ndarray, "d_vocab"]] | None:
     """The logits that one unit of a feature adds through the residual stream alone.
 
-    Later blocks and the final norm's scale are left out; of the norm, centring and weights are kept. The mean over the
-    vocabulary, which the softmax ignores, is taken off. A normalised autoencoder's unit is in the scale of its input.
+    Later blocks, the final norm's scale and a cap are left out; of the norm, centring and weights are kept. The mean
+    over the vocabulary, which the softmax ignores, is taken off. A normalised autoencoder's unit is in the scale of its
+    input.
 
     Returns:
         The path in words and the effects; `None` for hooks whose value no linear map leads from to the residual stream.
@@ -26,6 +27,8 @@ def logit_effects(bundle: Bundle, sae: SAE, feature: int) -> tuple[str, Float[np
     path = "W_dec"
     if hook in _WRITES or name in _WRITES:
         pass
+    elif bundle.cfg.norms_behind:
+        return None
     elif name == "mlp.hook_post":
         direction, path = direction @ bundle.params.blocks[int(block)].mlp.W_out, f"W_dec → W_out of layer {block}"
     elif name == "attn.hook_z":
@@ -33,7 +36,7 @@ def logit_effects(bundle: Bundle, sae: SAE, feature: int) -> tuple[str, Float[np
         direction, path = direction @ W_O.reshape(-1, W_O.shape[-1]), f"W_dec → W_O of layer {block}"
     else:
         return None
-    direction = direction - direction.mean()
+    direction = direction - direction.mean() if bundle.cfg.norm == "layer" else direction
     if bundle.params.ln_final is not None:
         direction = direction * bundle.params.ln_final.w
     effects = np.asarray(jnp.asarray(direction) @ bundle.params.W_U, np.float64)

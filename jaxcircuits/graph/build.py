@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -92,7 +92,7 @@ class Prepared:
         self.n = len(tokens)
         self.at = resolved_position(settings.position, self.n)
         self.wiring = Wiring(
-            cfg=bundle.cfg,
+            cfg=replace(bundle.cfg, logit_cap=None),  # a cap would make every logit depend on itself alone
             reads=tuple(sae.cfg.hook_name for sae in self.saes),
             writes=tuple(sae.cfg.hook_written for sae in self.saes),
             gelu=settings.gelu if settings.derivative == "frozen" else None,
@@ -109,7 +109,9 @@ class Prepared:
         moved = settings.derivative == "integrated"
         start = self.params.W_E.mean(0) if moved else jnp.zeros_like(self.params.W_E[0])
         slots = tuple(jnp.asarray(s.feature) for s in self.slots)
-        self.leaves: Leaves = take_apart(self.params, self.saes, self.tokens, passed, slots, start)
+        self.leaves: Leaves = take_apart(
+            self.params, self.saes, self.tokens, passed, slots, start, embedding_scale=bundle.cfg.embedding_scale
+        )
         self.biases = bias_names(self.params)
         self.factors: Factors = ones(self.wiring, self.leaves, self.biases)
         self.layout: Layout = layout_of(

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.model import forward, hook_names, precedes, side_by_side
-from jaxcircuits.model.freezing import linear_gelu
+from jaxcircuits.model.freezing import gelu_of, linear_mlp
 from jaxcircuits.sae import SAE, pre_activations
 from jaxcircuits.types import ModelWeights
 
@@ -153,10 +153,10 @@ def _edits(wiring: Wiring, leaves: Leaves, factors: Factors, number: int | None)
     for sae in wiring.cuts(number):
         edits[wiring.writes[sae]] = partial(_put, written_value(leaves.written[sae], factors, sae))
     for layer in range(wiring.cfg.n_layers):
-        pre, post = f"blocks.{layer}.mlp.hook_pre", f"blocks.{layer}.mlp.hook_post"
-        if wiring.gelu is not None and post in inside and post not in edits:
-            remember, edits[post] = linear_gelu(wiring.gelu, wiring.cfg.activation, factors.gelu[layer][:, None])
-            edits[pre] = _then(edits.get(pre), remember)
+        mlp = gelu_of(layer, gated=wiring.cfg.gated)
+        if wiring.gelu is not None and mlp.written in inside and mlp.written not in edits:
+            line = linear_mlp(mlp, wiring.gelu, wiring.cfg.activation, factors.gelu[layer][:, None])
+            edits |= {name: _then(edits.get(name), edit) for name, edit in line.items()}
     for name in inside:
         frozen = wiring.gelu is not None and name.endswith((".hook_pattern", ".hook_scale"))
         if frozen or name.split(".", 2)[-1] in wiring.held:

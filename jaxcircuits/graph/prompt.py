@@ -112,7 +112,7 @@ def choose(
     return tuple(found)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="embedding_scale")
 def take_apart(
     params: ModelWeights,
     saes: tuple[SAE, ...],
@@ -120,6 +120,8 @@ def take_apart(
     passed: Passed,
     slots: tuple[Int[Array, "pos _slot"], ...],
     token_start: Float[Array, "d_model"],
+    *,
+    embedding_scale: float,
 ) -> Leaves:
     """The prompt's leaves: embeddings, and each hook's value as features, other features, error and bias."""
     written = []
@@ -129,6 +131,6 @@ def take_apart(
         rest_acts = passed.acts[i].at[jnp.arange(len(tokens))[:, None], jnp.maximum(slots[i], 0)].add(-acts)
         rest = (rest_acts @ sae.weights.W_dec) * passed.scale[i]
         written.append(Written(rows, rest, passed.error[i], passed.bias[i]))
-    token = params.W_E[tokens]
+    token = params.W_E[tokens] * embedding_scale
     position = jnp.zeros_like(token) if params.W_pos is None else params.W_pos[: len(tokens)]
-    return Leaves(token, jnp.broadcast_to(token_start, token.shape), position, tuple(written))
+    return Leaves(token, jnp.broadcast_to(token_start * embedding_scale, token.shape), position, tuple(written))

@@ -126,7 +126,7 @@ def _writes(bundle: Bundle, made: Prepared) -> list[Float[np.ndarray, "_d_sae d_
     """What one unit of each feature adds to the residual stream; zero where more than a matrix lies between."""
     found = []
     for sae, hook in zip(made.saes, made.wiring.writes, strict=True):
-        entry, W_dec = entry_of(hook), np.asarray(sae.weights.W_dec, np.float64)
+        entry, W_dec = entry_of(hook, norms_behind=bundle.cfg.norms_behind), np.asarray(sae.weights.W_dec, np.float64)
         if entry is None:
             found.append(np.zeros((len(W_dec), bundle.cfg.d_model)))
         else:

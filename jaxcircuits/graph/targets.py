@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import softmax
@@ -9,6 +10,7 @@ from scipy.special import softmax
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
 from jaxcircuits.graph.settings import GraphSettings, Token
+from jaxcircuits.model.transformer import capped
 
 
 class LogitTargets(NamedTuple):
@@ -50,10 +52,12 @@ def token_id(bundle: Bundle, token: Token) -> int:
 def logit_targets(bundle: Bundle, settings: GraphSettings, logits: Float[np.ndarray, "d_vocab"]) -> LogitTargets:
     """The logits that the settings ask for, the most probable first; the mean over the vocabulary is taken off each.
 
+    Where the model caps logits, those of the graph are the ones before, and probabilities are of the capped ones.
+
     Raises:
         InputError: A token is none.
     """
-    probability = softmax(np.asarray(logits, np.float64))
+    probability = softmax(np.asarray(capped(jnp.asarray(logits), bundle.cfg.logit_cap), np.float64))
     d_vocab = len(logits)
     if settings.difference is not None:
         first, second = (token_id(bundle, token) for token in settings.difference)

@@ -20,8 +20,8 @@ from jaxcircuits.types import ModelWeights
 class Cache(NamedTuple):
     """Keys and values of every layer, heads first as products want them, and how many positions are filled."""
 
-    k: tuple[Float[Array, "*batch head k_pos d_head"], ...]
-    v: tuple[Float[Array, "*batch head k_pos d_head"], ...]
+    k: tuple[Float[Array, "*batch kv_head k_pos d_head"], ...]
+    v: tuple[Float[Array, "*batch kv_head k_pos d_head"], ...]
     length: Int[Array, ""]
 
 
@@ -33,7 +33,7 @@ def empty_cache(cfg: ModelConfig, batch: tuple[int, ...], n_pos: int, dtype=jnp.
     """
     if n_pos > cfg.n_ctx:
         raise InputError(f"the model's context holds {cfg.n_ctx} tokens, got {n_pos}; ask for fewer.")
-    shape = (*batch, cfg.n_heads, n_pos, cfg.d_head)
+    shape = (*batch, cfg.kv_heads, n_pos, cfg.d_head)
     zeros = tuple(jnp.zeros(shape, dtype) for _ in range(cfg.n_layers))
     return Cache(zeros, tuple(jnp.zeros(shape, dtype) for _ in range(cfg.n_layers)), jnp.int32(0))
 

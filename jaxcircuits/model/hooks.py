@@ -29,12 +29,17 @@ _BLOCK_HOOKS = (
     "attn.hook_pattern",
     "attn.hook_z",
     "attn.hook_result",
+    "ln1_post.hook_scale",
+    "ln1_post.hook_normalized",
     "hook_attn_out",
     "hook_resid_mid",
     "ln2.hook_scale",
     "ln2.hook_normalized",
     "mlp.hook_pre",
+    "mlp.hook_pre_linear",
     "mlp.hook_post",
+    "ln2_post.hook_scale",
+    "ln2_post.hook_normalized",
     "hook_mlp_out",
     "hook_resid_post",
 )
@@ -46,8 +51,11 @@ def hook_names(cfg: ModelConfig) -> tuple[str, ...]:
     Where residuals are parallel, the MLP's come after the attention's though they do not depend on them.
     """
     embeds = ("hook_embed",) if cfg.rotary else ("hook_embed", "hook_pos_embed")
-    absent = {*(() if cfg.rotary else _ROTARY), *(("hook_resid_mid",) if cfg.parallel_residual else ())}
-    names = [name for name in _BLOCK_HOOKS if name not in absent]
+    absent = () if cfg.rotary else _ROTARY
+    absent += ("hook_resid_mid",) if cfg.parallel_residual else ()
+    absent += () if cfg.gated else ("mlp.hook_pre_linear",)
+    absent += () if cfg.norms_behind else ("ln1_post.", "ln2_post.")
+    names = [name for name in _BLOCK_HOOKS if not name.startswith(absent)]
     blocks = (f"blocks.{layer}.{name}" for layer in range(cfg.n_layers) for name in names)
     return (*embeds, *blocks, "ln_final.hook_scale", "ln_final.hook_normalized")
 
@@ -82,12 +90,13 @@ _WIDTHS: dict[str, Callable[[ModelConfig], int]] = {
     "hook_mlp_out": lambda cfg: cfg.d_model,
     "hook_normalized": lambda cfg: cfg.d_model,
     "hook_pre": lambda cfg: cfg.d_mlp,
+    "hook_pre_linear": lambda cfg: cfg.d_mlp,
     "hook_post": lambda cfg: cfg.d_mlp,
     "hook_q": lambda cfg: cfg.n_heads * cfg.d_head,
-    "hook_k": lambda cfg: cfg.n_heads * cfg.d_head,
-    "hook_v": lambda cfg: cfg.n_heads * cfg.d_head,
+    "hook_k": lambda cfg: cfg.kv_heads * cfg.d_head,
+    "hook_v": lambda cfg: cfg.kv_heads * cfg.d_head,
     "hook_rot_q": lambda cfg: cfg.n_heads * cfg.d_head,
-    "hook_rot_k": lambda cfg: cfg.n_heads * cfg.d_head,
+    "hook_rot_k": lambda cfg: cfg.kv_heads * cfg.d_head,
     "hook_z": lambda cfg: cfg.n_heads * cfg.d_head,
 }
 

@@ -12,25 +12,31 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from einops import einsum
+from jaxtyping import Array, Float
 
-from jaxcircuits.types import AttentionWeights, BlockWeights, MLPWeights, ModelWeights, NormWeights
+from jaxcircuits.types import AttentionWeights, MLPWeights, ModelWeights, NormWeights
 
 
 def fold_layer_norm(params: ModelWeights) -> ModelWeights:
-    """Moves every norm's scale and shift into the weights that read it, and centres those over `d_model`."""
+    """Moves the scale and shift of norms into the weights that read them, and those of layer norms are centred.
+
+    A norm behind attention or MLP is read by the residual stream, and stays.
+    """
     blocks = tuple(
-        BlockWeights(None, _fold_into_attention(b.ln1, b.attn), None, _fold_into_mlp(b.ln2, b.mlp))
+        b._replace(ln1=None, attn=_fold_into_attention(b.ln1, b.attn), ln2=None, mlp=_fold_into_mlp(b.ln2, b.mlp))
         for b in params.blocks
     )
     if params.ln_final is None:
         return params._replace(blocks=blocks)
-    W_U = params.W_U * params.ln_final.w[:, None]
-    return params._replace(
-        blocks=blocks,
-        ln_final=None,
-        W_U=W_U - W_U.mean(0, keepdims=True),
-        b_U=params.b_U + params.ln_final.b @ params.W_U,
-    )
+    shift = 0 if params.ln_final.b is None else params.ln_final.b @ params.W_U
+    W_U = _folded(params.ln_final, params.W_U)
+    return params._replace(blocks=blocks, ln_final=None, W_U=W_U, b_U=params.b_U + shift)
+
+
+def _folded(ln: NormWeights, W: Float[Array, "... d_model width"]) -> Float[Array, "... d_model width"]:
+    """A matrix that reads a norm, the norm's scale in it; what a layer norm takes off reaches it no more."""
+    W = W * ln.w[:, None]
+    return W if ln.b is None else W - W.mean(-2, keepdims=True)
 
 
 def _fold_into_attention(ln: NormWeights | None, attn: AttentionWeights) -> AttentionWeights:
@@ -38,9 +44,8 @@ def _fold_into_attention(ln: NormWeights | None, attn: AttentionWeights) -> Atte
         return attn
 
     def fold(W, b):
-        shift = einsum(ln.b, W, "d_model, head d_model d_head -> head d_head")
-        W = W * ln.w[:, None]
-        return W - W.mean(1, keepdims=True), b + shift
+        shift = 0 if ln.b is None else einsum(ln.b, W, "d_model, head d_model d_head -> head d_head")
+        return _folded(ln, W), b + shift
 
     W_Q, b_Q = fold(attn.W_Q, attn.b_Q)
     W_K, b_K = fold(attn.W_K, attn.b_K)
@@ -51,8 +56,9 @@ def _fold_into_attention(ln: NormWeights | None, attn: AttentionWeights) -> Atte
 def _fold_into_mlp(ln: NormWeights | None, mlp: MLPWeights) -> MLPWeights:
     if ln is None:
         return mlp
-    W_in = mlp.W_in * ln.w[:, None]
-    return mlp._replace(W_in=W_in - W_in.mean(0, keepdims=True), b_in=mlp.b_in + ln.b @ mlp.W_in)
+    W_gate = None if mlp.W_gate is None else _folded(ln, mlp.W_gate)
+    shift = 0 if ln.b is None else ln.b @ mlp.W_in
+    return mlp._replace(W_in=_folded(ln, mlp.W_in), b_in=mlp.b_in + shift, W_gate=W_gate)
 
 
 def center_writing_weights(params: ModelWeights) -> ModelWeights:
@@ -79,16 +85,13 @@ def center_unembed(params: ModelWeights) -> ModelWeights:
 
 def fold_value_biases(params: ModelWeights) -> ModelWeights:
     """Moves `b_V` into `b_O`: a pattern's rows sum to one, so a value bias always arrives in full."""
-    blocks = tuple(
-        b._replace(
-            attn=b.attn._replace(
-                b_O=b.attn.b_O + einsum(b.attn.b_V, b.attn.W_O, "head d_head, head d_head d_model -> d_model"),
-                b_V=jnp.zeros_like(b.attn.b_V),
-            )
-        )
-        for b in params.blocks
-    )
-    return params._replace(blocks=blocks)
+
+    def folded(attn: AttentionWeights) -> AttentionWeights:
+        b_V = jnp.repeat(attn.b_V, len(attn.W_O) // len(attn.b_V), axis=0)
+        arriving = einsum(b_V, attn.W_O, "head d_head, head d_head d_model -> d_model")
+        return attn._replace(b_O=attn.b_O + arriving, b_V=jnp.zeros_like(attn.b_V))
+
+    return params._replace(blocks=tuple(b._replace(attn=folded(b.attn)) for b in params.blocks))
 
 
 _STEPS: dict[str, Callable[[ModelWeights], ModelWeights]] = {

@@ -45,7 +45,8 @@ def forward(
     Raises:
         InputError: An unknown hook point, an edit that changes a shape, or more tokens than the context holds.
 
-    Source: GPT-Neo, GPT-2 and GPT-NeoX as in Hugging Face transformers 5.24; hook points as in TransformerLens 3.9.
+    Source: GPT-Neo, GPT-2, GPT-NeoX and Gemma 2 as in Hugging Face transformers 5.24; hook points as in
+    TransformerLens 3.9.
 
     >>> import jax.numpy as jnp
     >>> from jaxcircuits import forward, load_bundle
@@ -83,7 +84,8 @@ def run_blocks(
         k_pos: The positions of the keys that scores are of: the same, or those of a cache.
         logits_at: Indices of the tokens whose logits are computed, or `None`.
     """
-    resid = hook("hook_embed", params.W_E[tokens])
+    embedded = params.W_E[tokens]
+    resid = hook("hook_embed", embedded if cfg.embedding_scale == 1 else embedded * cfg.embedding_scale)
     if params.W_pos is not None:
         resid = resid + hook("hook_pos_embed", jnp.broadcast_to(params.W_pos[q_pos], resid.shape))
     by = turns(cfg, q_pos, resid.dtype)
@@ -92,22 +94,29 @@ def run_blocks(
             return None
         name = f"blocks.{layer}"
         before = hook(f"{name}.hook_resid_pre", resid)
-        normed = layer_norm(before, block.ln1, cfg.eps, hook, f"{name}.ln1")
+        normed = norm(before, block.ln1, cfg, hook, f"{name}.ln1")
         mask = causal_mask(q_pos, k_pos, cfg.window if cfg.attention[layer] == "local" else None)
-        attn_out = attention(normed, block.attn, mask, cfg.attention_scale, by, hook, f"{name}.attn")
+        attn_out = attention(normed, block.attn, cfg, mask, by, hook, f"{name}.attn")
+        attn_out = norm(attn_out, block.ln1_post, cfg, hook, f"{name}.ln1_post") if cfg.norms_behind else attn_out
         resid = before + hook(f"{name}.hook_attn_out", attn_out)
         resid = resid if cfg.parallel_residual else hook(f"{name}.hook_resid_mid", resid)
         read = before if cfg.parallel_residual else resid
-        normed = layer_norm(read, block.ln2, cfg.eps, hook, f"{name}.ln2")
+        normed = norm(read, block.ln2, cfg, hook, f"{name}.ln2")
         mlp_out = mlp(normed, block.mlp, cfg.activation, hook, f"{name}.mlp")
+        mlp_out = norm(mlp_out, block.ln2_post, cfg, hook, f"{name}.ln2_post") if cfg.norms_behind else mlp_out
         resid = hook(f"{name}.hook_resid_post", resid + hook(f"{name}.hook_mlp_out", mlp_out))
     if logits_at is None and hook.satisfied:
         return None
-    final = layer_norm(resid, params.ln_final, cfg.eps, hook, "ln_final")
+    final = norm(resid, params.ln_final, cfg, hook, "ln_final")
     if logits_at is None:
         return None
     logits = einsum(final[..., logits_at, :], params.W_U, "... n d_model, d_model d_vocab -> ... n d_vocab")
-    return logits + params.b_U
+    return capped(logits + params.b_U, cfg.logit_cap)
+
+
+def capped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """Brings numbers softly into `-cap..cap`; small ones stay nearly what they are."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def causal_mask(
@@ -119,21 +128,23 @@ def causal_mask(
     return seen if window is None else seen & (k_pos > q_pos - window)
 
 
-def layer_norm(
-    x: Float[Array, "... d_model"], norm: NormWeights | None, eps: float, hook: Hook, name: str
+def norm(
+    x: Float[Array, "... d_model"], weights: NormWeights | None, cfg: ModelConfig, hook: Hook, name: str
 ) -> Float[Array, "... d_model"]:
-    """Layer norm; without weights (`None`) it only centres and scales: they have been folded into what reads it."""
-    x = x - x.mean(-1, keepdims=True)
-    scale = hook(f"{name}.hook_scale", jnp.sqrt((x**2).mean(-1, keepdims=True) + eps))
+    """Layer or RMS norm; without weights (`None`) they have been folded into what reads it."""
+    x = x - x.mean(-1, keepdims=True) if cfg.norm == "layer" else x
+    scale = hook(f"{name}.hook_scale", jnp.sqrt((x**2).mean(-1, keepdims=True) + cfg.eps))
     x = hook(f"{name}.hook_normalized", x / scale)
-    return x if norm is None else x * norm.w + norm.b
+    if weights is None:
+        return x
+    return x * weights.w if weights.b is None else x * weights.w + weights.b
 
 
 def attention(
     x: Float[Array, "... pos d_model"],
     weights: AttentionWeights,
+    cfg: ModelConfig,
     mask: Bool[Array, "q_pos k_pos"],
-    scale: float,
     by: Turns | None,
     hook: Hook,
     name: str,
@@ -146,8 +157,11 @@ def attention(
     if by is not None:
         by = Turns(*(part[:, None] for part in by))  # the same for every head
         q, k = hook(f"{name}.hook_rot_q", turned(q, by)), hook(f"{name}.hook_rot_k", turned(k, by))
+    if cfg.kv_heads < cfg.n_heads:  # each is read by several queries' heads in a row
+        k, v = (jnp.repeat(x, cfg.n_heads // cfg.kv_heads, axis=-2) for x in (k, v))
     scores = einsum(q, k, "... q_pos head d_head, ... k_pos head d_head -> ... head q_pos k_pos")
-    scores = hook(f"{name}.hook_attn_scores", jnp.where(mask, scores * scale, -jnp.inf))
+    scores = capped(scores * cfg.attention_scale, cfg.score_cap)
+    scores = hook(f"{name}.hook_attn_scores", jnp.where(mask, scores, -jnp.inf))
     pattern = hook(f"{name}.hook_pattern", jax.nn.softmax(scores, axis=-1))
     z = hook(
         f"{name}.hook_z", einsum(pattern, v, "... head q_pos k_pos, ... k_pos head d_head -> ... q_pos head d_head")
@@ -164,7 +178,13 @@ def attention(
 def mlp(
     x: Float[Array, "... d_model"], weights: MLPWeights, activation: str, hook: Hook, name: str
 ) -> Float[Array, "... d_model"]:
-    """Two linear maps around an activation function."""
-    pre = hook(f"{name}.hook_pre", einsum(x, weights.W_in, "... d_model, d_model d_mlp -> ... d_mlp") + weights.b_in)
-    post = hook(f"{name}.hook_post", ACTIVATIONS[activation].value(pre))
+    """Two linear maps around an activation function; gated, that is of a third one and multiplies the first."""
+    act, project = ACTIVATIONS[activation].value, "... d_model, d_model d_mlp -> ... d_mlp"
+    linear = einsum(x, weights.W_in, project) + weights.b_in
+    if weights.W_gate is None:
+        post = act(hook(f"{name}.hook_pre", linear))
+    else:
+        gate = act(hook(f"{name}.hook_pre", einsum(x, weights.W_gate, project)))
+        post = gate * hook(f"{name}.hook_pre_linear", linear)
+    post = hook(f"{name}.hook_post", post)
     return einsum(post, weights.W_out, "... d_mlp, d_mlp d_model -> ... d_model") + weights.b_out

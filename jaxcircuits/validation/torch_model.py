@@ -4,6 +4,7 @@ Nothing here calls the package's mathematics; it only reads the arrays of its we
 torch and TransformerLens are imported when one of these is called, and nowhere else in the package.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,13 +43,18 @@ def require_torch() -> tuple[Any, Any]:
     return torch, transformer_lens
 
 
-def torch_state(params: ModelWeights, dtype: str = "float32") -> dict[str, Any]:
-    """The weight tree as a TransformerLens state dict."""
+def torch_state(params: ModelWeights, cfg: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The weight tree as a TransformerLens state dict: a factor of the embeddings is in them there."""
     torch, _ = require_torch()
-    return {
+    state = {
         name: torch.tensor(np.asarray(w), dtype=getattr(torch, dtype)).contiguous()
         for name, w in named_weights(params).items()
     }
+    state["embed.W_E"] = state["embed.W_E"] * cfg.embedding_scale
+    if cfg.n_kv_heads is not None:
+        shared = re.compile(r"(?<=\.attn\.)(?=[Wb]_[KV]$)")
+        state = {shared.sub("_", name): w for name, w in state.items()}
+    return state
 
 
 def transformer_lens_model(
@@ -95,7 +101,13 @@ def transformer_lens_model(
         "attn_scale": 1 / cfg.attention_scale,  # what TransformerLens divides by
         "use_local_attn": True,
         "scale_attn_by_inverse_layer_idx": False,
-        "normalization_type": "LNPre" if folded else "LN",
+        "normalization_type": {"layer": "LN", "rms": "RMS"}[cfg.norm] + ("Pre" if folded else ""),
+        "use_normalization_before_and_after": cfg.norms_behind,
+        "final_rms": cfg.norm == "rms",
+        "gated_mlp": cfg.gated,
+        "n_key_value_heads": cfg.n_kv_heads,
+        "attn_scores_soft_cap": cfg.score_cap or -1.0,  # TransformerLens' word for none
+        "output_logits_soft_cap": cfg.logit_cap or -1.0,
         "positional_embedding_type": "rotary" if cfg.rotary else "standard",
         "rotary_dim": cfg.rotary_dim,
         "rotary_base": cfg.rotary_base,
@@ -109,7 +121,7 @@ def transformer_lens_model(
     model = lens.HookedTransformer(
         lens.HookedTransformerConfig(**(fields | overrides)), tokenizer=None, move_to_device=False
     )
-    state = torch_state(params, dtype)
+    state = torch_state(params, cfg, dtype)
     if in_float64:
         missing, unknown = model.load_state_dict(processed_state(state, cfg, steps), strict=False)
         assert not unknown
@@ -128,15 +140,20 @@ def processed_state(state: dict[str, Any], cfg: ModelConfig, steps: Iterable[str
     Source: TransformerLens 2.18, whose processing is float64 throughout; checked against TransformerLens in float32.
     """
     w, done = dict(state), set(steps)
+    own = "" if cfg.n_kv_heads is None else "_"
     blocks = [f"blocks.{layer}." for layer in range(cfg.n_layers)]
     if "fold_layer_norm" in done:
-        readers = [(f"{b}ln1", f"{b}attn.W_{x}", f"{b}attn.b_{x}") for b in blocks for x in "QKV"]
-        readers += [(f"{b}ln2", f"{b}mlp.W_in", f"{b}mlp.b_in") for b in blocks]
-        for norm, W, b in [*readers, ("ln_final", "unembed.W_U", "unembed.b_U")]:
-            w[b] = w[b] + (w[f"{norm}.b"] @ w[W])  # the shift through the weight as it was
+        readers = [(f"{b}ln1", f"{b}attn.{x}") for b in blocks for x in ("W_Q", f"{own}W_K", f"{own}W_V")]
+        readers += [(f"{b}ln2", f"{b}mlp.{x}") for b in blocks for x in ("W_in", *(("W_gate",) if cfg.gated else ()))]
+        for norm, W in [*readers, ("ln_final", "unembed.W_U")]:
+            if cfg.norm == "layer":
+                b = W.replace("W_", "b_")
+                w[b] = w[b] + (w[f"{norm}.b"] @ w[W])  # the shift through the weight as it was
             w[W] = w[W] * w[f"{norm}.w"][:, None]
-            w[W] = w[W] - w[W].mean(-2, keepdim=True)
-        w = {name: value for name, value in w.items() if ".ln" not in name and not name.startswith("ln_final")}
+            if cfg.norm == "layer":
+                w[W] = w[W] - w[W].mean(-2, keepdim=True)
+        folded = {f"{norm}.{x}" for norm, _ in (*readers, ("ln_final", "")) for x in "wb"}
+        w = {name: value for name, value in w.items() if name not in folded}
     if "center_writing_weights" in done:
         writers = ["embed.W_E", *(() if cfg.rotary else ("pos_embed.W_pos",))]
         writers += [f"{b}{x}" for b in blocks for x in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")]
@@ -147,9 +164,10 @@ def processed_state(state: dict[str, Any], cfg: ModelConfig, steps: Iterable[str
             w[name] = w[name] - w[name].mean(-1, keepdim=True)
     if "fold_value_biases" in done:
         for b in blocks:
-            arriving = (w[f"{b}attn.b_V"][:, :, None] * w[f"{b}attn.W_O"]).sum((0, 1))
+            b_V = w[f"{b}attn.{own}b_V"].repeat_interleave(cfg.n_heads // cfg.kv_heads, 0)
+            arriving = (b_V[:, :, None] * w[f"{b}attn.W_O"]).sum((0, 1))
             w[f"{b}attn.b_O"] = w[f"{b}attn.b_O"] + arriving
-            w[f"{b}attn.b_V"] = 0 * w[f"{b}attn.b_V"]
+            w[f"{b}attn.{own}b_V"] = 0 * w[f"{b}attn.{own}b_V"]
     return w
 
 

@@ -123,6 +123,8 @@ def test_equal_to_transformer_lens_processed(tmp_path: Path) -> None:
     for layer, block in enumerate(bundle.params.blocks):
         for part in ("attn", "mlp"):
             for name, weights in getattr(block, part)._asdict().items():
+                if weights is None:  # a gate
+                    continue
                 assert_close(weights, state[f"blocks.{layer}.{part}.{name}"], "oracle", f"{layer} {part} {name}")
     assert_close(bundle.params.W_U, state["unembed.W_U"], "oracle", "W_U")
     taps = [f"blocks.{layer}.mlp.hook_post" for layer in range(2)]
@@ -250,9 +252,9 @@ CONFIGS: dict[str, tuple[Change, str]] = {
     "another activation": (lambda c: c.update(activation_function="tanh"), "must be one of gelu, .*, got 'tanh'"),
     "another family": (
         lambda c: c.update(model_type="opt"),
-        "model_type must be one of gpt_neo, gpt2, gpt_neox, got 'opt'",
+        "model_type must be one of gpt_neo, gpt2, gpt_neox, gemma2, got 'opt'",
     ),
-    "no family": (lambda c: c.pop("model_type"), "model_type must be one of gpt_neo, gpt2, gpt_neox, got None"),
+    "no family": (lambda c: c.pop("model_type"), "model_type must be one of gpt_neo, gpt2, gpt_neox, gemma2, got None"),
     "cross attention": (lambda c: c.update(add_cross_attention=True), "'add_cross_attention' .* not understood"),
     "missing size": (lambda c: c.pop("hidden_size"), "the field 'hidden_size' is missing"),
     "text for a number": (lambda c: c.update(num_layers="2"), "num_layers must be a positive integer, got '2'"),

@@ -5,10 +5,11 @@ import pytest
 from jaxcircuits.config import ModelConfig
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward, hook_names, hook_width, precedes
-from tests.helpers import neox_config, random_params, random_tokens, tiny_config
+from tests.helpers import gemma_config, neox_config, random_params, random_tokens, tiny_config
 
 CONFIGS = [tiny_config(n_layers=1), tiny_config(n_layers=3), neox_config(), neox_config(parallel_residual=False)]
-each_config = pytest.mark.parametrize("cfg", CONFIGS, ids=["1", "3", "rotary, parallel", "rotary"])
+CONFIGS += [gemma_config()]
+each_config = pytest.mark.parametrize("cfg", CONFIGS, ids=["1", "3", "rotary, parallel", "rotary", "Gemma 2"])
 
 
 @each_config

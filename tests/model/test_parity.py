@@ -7,7 +7,7 @@ import pytest
 
 from jaxcircuits.config import PROCESSING_STEPS, ModelConfig
 from jaxcircuits.model import forward, hook_names, process_weights
-from tests.helpers import assert_close, neox_config, random_params, random_tokens, tiny_config
+from tests.helpers import assert_close, gemma_config, neox_config, random_params, random_tokens, tiny_config
 from tests.oracle import STEP_FLAGS, assert_same_weights, hugging_face_model, oracle_cache, transformer_lens_model
 
 pytestmark = pytest.mark.torch
@@ -15,6 +15,13 @@ pytestmark = pytest.mark.torch
 NEOX = {
     name: getattr(neox_config(), name)
     for name in ("positions", "rotary_dim", "parallel_residual", "activation", "attention", "attention_scale", "family")
+}
+GEMMA = {
+    name: getattr(gemma_config(), name)
+    for name in (
+        *("n_heads", "n_kv_heads", "positions", "rotary_dim", "attention_scale", "norm", "norms_behind", "gated"),
+        *("score_cap", "logit_cap", "attention", "family", "embedding_scale", "processing"),
+    )
 }
 SHAPES: dict[str, tuple[dict, tuple[int, ...]]] = {
     "past the window, up to n_ctx": ({}, (2, 16)),
@@ -38,8 +45,24 @@ SHAPES: dict[str, tuple[dict, tuple[int, ...]]] = {
         (2, 9),
     ),
     "parallel, learned positions": ({"parallel_residual": True, "activation": "relu"}, (2, 9)),
+    "Gemma 2": (GEMMA, (2, 16)),
+    "Gemma 2, keys of its own for every head, no caps": (
+        GEMMA | {"n_kv_heads": None, "score_cap": None, "logit_cap": None, "activation": "silu"},
+        (2, 9),
+    ),
+    "Gemma 2, six heads on two keys, three layers, tied": (
+        GEMMA | {"n_heads": 6, "attention": ("global", "local", "local"), "tied_unembedding": True, "eps": 1e-2},
+        (2, 13),
+    ),
+    "Gemma 2, keys of one head, layers all global": (
+        GEMMA | {"n_kv_heads": 1, "attention": ("global", "global"), "embedding_scale": 1.0},
+        (1, 16),
+    ),
+    "RMS norms alone": ({"norm": "rms", "processing": ("fold_layer_norm", "fold_value_biases")}, (2, 9)),
+    "gated alone": ({"gated": True, "processing": PROCESSING_STEPS[1:]}, (2, 9)),
+    "shared keys alone": ({"n_heads": 4, "n_kv_heads": 2}, (2, 9)),
 }
-NEOX_CASES = [name for name in SHAPES if name.startswith(("rotary", "parallel"))]
+LATER_CASES = [name for name in SHAPES if name.startswith(("rotary", "parallel", "Gemma", "RMS", "shared"))]
 cases = pytest.mark.parametrize("name", list(SHAPES))
 
 
@@ -83,15 +106,15 @@ def test_processed_float32(name: str) -> None:
     cfg, tokens, seed = _case(name)
     params = random_params(cfg, seed)
     model = transformer_lens_model(cfg, params)
-    compare(process_weights(params, PROCESSING_STEPS), cfg, tokens, model)
+    compare(process_weights(params, cfg.processing), cfg, tokens, model)
 
 
-@pytest.mark.parametrize("name", NEOX_CASES)
+@pytest.mark.parametrize("name", LATER_CASES)
 def test_processed_float64(name: str, x64: None) -> None:
     cfg, tokens, seed = _case(name)
     params = random_params(cfg, seed, jnp.float64)
     model = transformer_lens_model(cfg, params, dtype="float64")
-    compare(process_weights(params, PROCESSING_STEPS), cfg, tokens, model)
+    compare(process_weights(params, cfg.processing), cfg, tokens, model)
 
 
 @pytest.mark.parametrize("steps", [PROCESSING_STEPS[:n] for n in range(1, 5)], ids=lambda s: s[-1])
@@ -101,8 +124,18 @@ def test_processed_float64(name: str, x64: None) -> None:
 def test_processed_weights_key_by_key(name: str, steps: tuple[str, ...]) -> None:
     cfg, _, seed = _case(name)
     params = random_params(cfg, seed)
-    assert_same_weights(process_weights(params, steps), transformer_lens_model(cfg, params, steps=steps), params)
+    model = transformer_lens_model(cfg, params, steps=steps)
+    assert_same_weights(process_weights(params, steps), model, params, cfg)
     assert set(STEP_FLAGS) == set(PROCESSING_STEPS)
+
+
+def test_gemma_processed_weights_key_by_key() -> None:
+    """TransformerLens leaves the writing weights as they are though it is asked to centre them."""
+    cfg, _, seed = _case("Gemma 2")
+    params = random_params(cfg, seed)
+    model = transformer_lens_model(cfg, params, steps=(*cfg.processing, "center_writing_weights"))
+    assert_same_weights(process_weights(params, cfg.processing), model, params, cfg)
+    assert set(cfg.undefined_steps) == set(PROCESSING_STEPS) - set(cfg.processing)
 
 
 def test_raw_logits_agree_with_hugging_face() -> None:
