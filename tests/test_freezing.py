@@ -9,7 +9,16 @@ from jaxcircuits import Change, intervene, pre_activations, steer
 from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import hook_names
-from tests.helpers import TOLERANCES, assert_close, neox_config, random_tokens, tiny_bundle, tiny_config, tiny_sae
+from tests.helpers import (
+    TOLERANCES,
+    assert_close,
+    gemma_config,
+    neox_config,
+    random_tokens,
+    tiny_bundle,
+    tiny_config,
+    tiny_sae,
+)
 
 CFG = tiny_config()
 SOURCE, BEHIND, BEFORE = "blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post", "blocks.1.hook_resid_mid"
@@ -22,8 +31,9 @@ PATTERN, SCALE, FINAL = "blocks.1.attn.hook_pattern", "blocks.1.ln2.hook_scale",
         (CFG, BEFORE, ("attention", "norms"), "none"),
         (CFG, BEHIND, ("attention", "norms", "gelu"), "source"),
         (neox_config(), "blocks.1.hook_resid_post", ("attention", "norms", "gelu"), "source"),
+        (gemma_config(), "blocks.1.hook_resid_post", ("attention", "norms", "gelu"), "source"),
     ],
-    ids=["before a GELU", "behind a GELU", "rotary, parallel, GELU by erf"],
+    ids=["before a GELU", "behind a GELU", "rotary, parallel, GELU by erf", "Gemma 2"],
 )
 def test_frozen_edges_are_the_effects_of_large_changes(cfg, target, freeze, splice, x64) -> None:
     """No GELU lies before the first target; the tangent stands for the one before the second."""

@@ -12,7 +12,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.generation import generate, sample_stories, sample_tokens
 from jaxcircuits.interventions import ablate, intervene, set_feature, steer
 from jaxcircuits.model import forward
-from tests.helpers import neox_config, tiny_bundle
+from tests.helpers import gemma_config, neox_config, tiny_bundle
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_first_tokens_follow_the_model_s_distribution(bundle):
     assert (np.abs(counts / n - expected) < 5 * np.sqrt(expected * (1 - expected) / n) + 1e-3).all()
 
 
-@pytest.mark.parametrize("cfg", [None, neox_config()], ids=["learned", "rotary, parallel"])
+@pytest.mark.parametrize("cfg", [None, neox_config(), gemma_config()], ids=["learned", "rotary, parallel", "Gemma 2"])
 def test_a_cold_model_always_takes_the_likeliest_token(cfg):
     bundle = tiny_bundle(cfg, processed=False, saes={})
     (row,) = sample_tokens(bundle, 1, temperature=1e-4, max_tokens=8)

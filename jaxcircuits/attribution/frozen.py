@@ -55,11 +55,15 @@ def path_edits(
     scales: Scales | None,
 ) -> dict[str, Edit]:
     """Edits of the hooks behind the source hook, up to the target hook; no value changes where every scale is one."""
-    names = hook_names(cfg)
-    inside = names[names.index(source_hook) : names.index(target_hook) + 1]
+    names, skips = hook_names(cfg), skip_hooks(cfg, source_hook)
+    # What joins may pass a norm beside the source's hook, as what a gate multiplies does.
+    first = min(names.index(source_hook), 1 + max(map(names.index, skips), default=len(names)))
+    inside = list(names[first : names.index(target_hook) + 1])
+    if source_hook.endswith(".mlp.hook_post"):
+        inside.remove(source_hook)  # its value is the source's, not that of a line
     edits: dict[str, Edit] = {}
     if scales is not None:
-        for skip in skip_hooks(cfg, source_hook):
+        for skip in skips:
             edits[skip] = lambda value: scales.residual_input * jax.lax.stop_gradient(value)
     if gelu is not None:
         edits |= freeze_edits(

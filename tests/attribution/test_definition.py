@@ -10,7 +10,7 @@ from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward
 from jaxcircuits.sae import encode, pre_activations, reconstruct
 from tests.attribution.cases import edges_of, prompts_of
-from tests.helpers import TOLERANCES, tiny_bundle, tiny_config, tiny_sae
+from tests.helpers import TOLERANCES, gemma_config, tiny_bundle, tiny_config, tiny_sae
 
 STEP = 1e-5
 
@@ -21,11 +21,15 @@ PAIRS: dict[str, tuple[str, str]] = {
     "heads to MLP, one layer": ("blocks.1.attn.hook_z", "blocks.1.mlp.hook_post"),
     "residual stream to queries": ("blocks.1.hook_resid_pre", "blocks.1.attn.hook_q"),
     "MLP input to MLP output": ("blocks.2.mlp.hook_pre", "blocks.2.hook_mlp_out"),
+    "Gemma 2, adjacent MLPs": ("blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post"),
+    "Gemma 2, residual stream to residual stream": ("blocks.0.hook_resid_post", "blocks.2.hook_resid_post"),
+    "Gemma 2, heads to what a gate multiplies": ("blocks.1.attn.hook_z", "blocks.2.mlp.hook_pre_linear"),
 }
 
 
 def _bundle(pair: str, dtype: Any):
-    cfg = tiny_config(attention=("global", "local", "local"), window=3, d_vocab=13, d_mlp=16)
+    config = gemma_config if pair.startswith("Gemma") else tiny_config
+    cfg = config(attention=("global", "local", "local"), window=3, d_vocab=13, d_mlp=16, n_layers=3)
     hooks = dict(zip(("source", "target"), PAIRS[pair], strict=True))
     saes = {end: tiny_sae(cfg, hook, 20 if end == "source" else 15, dtype=dtype) for end, hook in hooks.items()}
     return tiny_bundle(cfg, dtype=dtype, saes=saes)

@@ -1,4 +1,4 @@
-"""Rotary positions and parallel residuals: one block between, and several."""
+"""Rotary positions and parallel residuals: one block between, and several. Gemma 2: by the definition."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from jaxcircuits.attribution.edges import REMAINDER_COLUMNS
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
 from tests.attribution.cases import NEOX, assert_same_edges, assert_same_targets, prompts_of
-from tests.helpers import TOLERANCES, tiny_bundle, tiny_config, tiny_sae
+from tests.helpers import TOLERANCES, gemma_config, tiny_bundle, tiny_config, tiny_sae
 
 PARTS = {"parts": "kinds", "positions": "all"}
 FROZEN = {"positions": "all", "derivative": "frozen", "splice": "source"}
@@ -159,3 +159,70 @@ def test_what_has_no_closed_form_is_left_to_the_definition(way: str) -> None:
     assert Engine(bundle, Settings("first", "second", **settings)).method == "reference"
     with pytest.raises(InputError, match="targets in a later block.*use --method reference"):
         Engine(bundle, Settings("first", "second", **settings, method="structured"))
+
+
+GEMMA_SOURCES = (
+    "hook_embed",
+    "blocks.0.attn.hook_q",
+    "blocks.0.attn.hook_z",
+    "blocks.0.hook_attn_out",
+    "blocks.0.mlp.hook_pre",
+    "blocks.0.mlp.hook_pre_linear",
+    "blocks.0.mlp.hook_post",
+    "blocks.0.hook_mlp_out",
+    "blocks.0.hook_resid_post",
+)
+
+
+def _gemma(source: str, target: str, **changed: Any) -> Bundle:
+    cfg = gemma_config(**changed)
+    saes = {
+        "first": tiny_sae(cfg, source, 24, dtype=jnp.float64),
+        "second": tiny_sae(cfg, target, 28, seed=1, dtype=jnp.float64),
+    }
+    return tiny_bundle(cfg, dtype=jnp.float64, saes=saes)
+
+
+@pytest.mark.parametrize("gelu", ["tangent", "secant"])
+@pytest.mark.parametrize(
+    "source", [pytest.param(s, marks=[pytest.mark.slow] * (s not in GEMMA_SOURCES[4:7])) for s in GEMMA_SOURCES]
+)
+def test_gemma_targets_complete(source: str, gelu: str, x64: None) -> None:
+    """What enters a target adds up to it: through two blocks, so that a gate lies between, whatever the source."""
+    bundle = _gemma(source, "blocks.1.hook_resid_post")
+    asked = {"positions": "all", "derivative": "frozen", "gelu": gelu, "splice": "source"}
+    engine = Engine(bundle, Settings("first", "second", **asked))
+    assert engine.method == "reference"
+    _, targets = engine.run(prompts_of(bundle, 9, 5))
+    size = np.abs(targets["activation"]).max()
+    assert len(targets["prompt"]) > 50
+    held = source.endswith("attn.hook_q") or (source.endswith("hook_pre") and gelu == "secant")  # pattern and gate
+    assert (np.abs(targets["attribution_sum"]).max() > 1e-2 * size) != held
+    assert np.abs(targets["unexplained"]).max() <= 1e-10 * size
+    assert (np.abs(targets["gelu_constant"]).max() > 1e-3 * size) == (gelu == "tangent")
+
+
+def test_gemma_integrated_targets_rise_by_their_edges(x64: None) -> None:
+    bundle = _gemma("blocks.0.mlp.hook_post", "blocks.1.hook_resid_post")
+    asked = {"derivative": "integrated", "points": 24, "source_threshold": "all", "positions": "all"}
+    asked |= {"target_quantity": "pre_activation", "target_threshold": -np.inf}
+    _, targets = Engine(bundle, Settings("first", "second", **asked)).run(prompts_of(bundle, 9, 5))
+    assert np.abs(targets["unexplained"]).max() < 1e-7 * np.abs(targets["pre_activation"]).max()
+    assert np.abs(targets["baseline"] - targets["pre_activation"]).max() > 0.1
+
+
+def test_gemma_parts_add_up_and_nothing_is_structured(x64: None) -> None:
+    bundle = _gemma("blocks.0.hook_mlp_out", "blocks.1.hook_resid_post")
+    asked = Settings("first", "second", positions="all", parts="kinds")
+    edges, _ = Engine(bundle, asked).run(prompts_of(bundle, 9))
+    parts = [edges[part] for part in ("residual", "value", "query", "key")]
+    size = np.abs(edges["gradient"]).max()
+    assert np.abs(sum(parts) - edges["gradient"]).max() <= 1e-10 * size
+    assert all(np.abs(part).max() > 1e-3 * size for part in parts)
+    with pytest.raises(InputError, match="'structured' covers .* layer norms"):
+        Engine(bundle, replace(asked, method="structured"))
+    bundle = _gemma("blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post")
+    with pytest.raises(InputError, match="stages are defined for"):
+        Engine(bundle, Settings("first", "second", stages=True))
+    edges, _ = Engine(bundle, Settings("first", "second")).run(prompts_of(bundle, 9))
+    assert np.isnan(edges["cosine_similarity"]).all(), "weights alone say nothing through a norm and a gate"

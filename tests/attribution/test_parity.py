@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxcircuits.attribution import Engine, Settings
-from tests.attribution.cases import EACH_MODEL, assert_same_edges, bundle_of, prompts_of
-from tests.helpers import random_params
+from tests.attribution.cases import EACH_MODEL, assert_same_edges, bundle_of, prompts_of, thinned
+from tests.helpers import gemma_config, random_params, tiny_bundle, tiny_sae
 from tests.oracle import TorchSAE, oracle_feature_acts, oracle_gradients, oracle_hook_value, transformer_lens_model
 
 pytestmark = pytest.mark.torch
@@ -83,6 +83,24 @@ def test_every_model_in_float64(method: str, model: str, x64: None) -> None:
     theirs = transformer_lens_model(bundle.cfg, random_params(bundle.cfg, dtype=jnp.float64), steps=(), dtype="float64")
     source = f"blocks.{bundle.cfg.n_layers - 2}.mlp.hook_post"
     _compare(bundle, theirs, method, {"source": source, "splice": "source"})
+
+
+GEMMA_ENDS = {
+    "adjacent MLPs": ("blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post"),
+    "residual stream to residual stream": ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_post"),
+    "MLP output to heads": ("blocks.0.hook_mlp_out", "blocks.1.attn.hook_z"),
+}
+
+
+@pytest.mark.parametrize("ends", thinned(GEMMA_ENDS))
+def test_gemma_in_float64(ends: str, x64: None) -> None:
+    """Through norms behind, gates, shared keys and capped scores."""
+    cfg = gemma_config()
+    first, second = GEMMA_ENDS[ends]
+    saes = {name: tiny_sae(cfg, name, n, seed=n, dtype=jnp.float64) for name, n in ((first, 24), (second, 28))}
+    bundle = tiny_bundle(cfg, dtype=jnp.float64, saes=saes, processed=False)
+    theirs = transformer_lens_model(cfg, random_params(cfg, dtype=jnp.float64), steps=(), dtype="float64")
+    _compare(bundle, theirs, "auto", {"source": first, "target": second, "splice": "source"})
 
 
 def test_a_layer_between() -> None:

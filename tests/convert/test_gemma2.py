@@ -197,6 +197,7 @@ def test_a_checkpoint_as_it_was_published(tmp_path: Path) -> None:
 
 # --- Gemma Scope ----------------------------------------------------------------------------------------
 
+LAST = ("gemma-scope-2b-pt-res/layer_1", "blocks.1.hook_resid_post", 12, 12)
 PLACES = {
     "res": ("gemma-scope-2b-pt-res/layer_0", "blocks.0.hook_resid_post", 12, 12),
     "mlp": ("gemma-scope-2b-pt-mlp/layer_0", "blocks.0.hook_mlp_out", 12, 12),
@@ -206,9 +207,9 @@ PLACES = {
 }
 
 
-def scope(path: Path, kind: str, seed: int) -> SAESource:
+def scope(path: Path, place: tuple[str, str, int, int], seed: int) -> SAESource:
     """An autoencoder as Gemma Scope publishes it: arrays alone, what they belong to in the path."""
-    place, _, d_in, d_out = PLACES[kind]
+    folder, _, d_in, d_out = place
     rng = np.random.default_rng(seed)
     arrays = {
         "W_enc": rng.normal(size=(d_in, 40)) / np.sqrt(d_in),
@@ -217,7 +218,7 @@ def scope(path: Path, kind: str, seed: int) -> SAESource:
         "b_dec": 0.1 * rng.normal(size=d_out),
         "threshold": 0.05 + 0.1 * rng.random(40),
     }
-    file = path / place / "width_16k" / "average_l0_71" / "params.npz"
+    file = path / folder / "width_16k" / "average_l0_71" / "params.npz"
     file.parent.mkdir(parents=True)
     np.savez(file, **{name: array.astype(np.float32) for name, array in arrays.items()})
     return SAESource(str(file))
@@ -225,10 +226,8 @@ def scope(path: Path, kind: str, seed: int) -> SAESource:
 
 @pytest.mark.parametrize("kind", PLACES)
 def test_gemma_scope_is_spliced_and_attributed(tmp_path: Path, kind: str) -> None:
-    """From what each autoencoder writes to one at the end; frozen edges and what they leave out add up to the target."""
-    last = tmp_path / "last"
-    PLACES["last"] = ("gemma-scope-2b-pt-res/layer_1", "blocks.1.hook_resid_post", 12, 12)
-    bundle = converted(gemma(), tmp_path, scope(tmp_path, kind, 0), scope(last, "last", 1))
+    """From what each autoencoder writes to one at the end: frozen edges and what they leave out add up to targets."""
+    bundle = converted(gemma(), tmp_path, scope(tmp_path, PLACES[kind], 0), scope(tmp_path / "last", LAST, 1))
     source, target = bundle.saes
     assert bundle.saes[source].cfg.hook_name == PLACES[kind][1]
     result = attribute(
@@ -292,7 +291,7 @@ def test_what_a_module_gives_may_be_no_hook_point(tmp_path: Path, module: str, s
         ({"num_key_value_heads": 3}, "n_kv_heads must divide the 4 heads, got 3"),
         ({"attention_bias": True}, "the tensor model.layers.0.self_attn.q_proj.bias is missing"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number such as 1e-05, got 'small'"),
-        ({"head_dim": 8}, r"must have shape \[32, 12\], got \[24, 12\]"),
+        ({"head_dim": 8}, r"k_proj.weight must have shape \[16, 12\], got \[12, 12\]"),
         ({"model_type": "gemma"}, "model_type must be one of .*gemma2, got 'gemma'"),
         ({"query_scale": 4}, "'query_scale'"),
     ],

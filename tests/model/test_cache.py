@@ -7,7 +7,7 @@ import pytest
 
 from jaxcircuits.errors import InputError
 from jaxcircuits.model import empty_cache, forward, forward_cached, hook_names
-from tests.helpers import assert_close, neox_config, random_params, random_tokens, tiny_config
+from tests.helpers import assert_close, gemma_config, neox_config, random_params, random_tokens, tiny_config
 
 CFG = tiny_config(n_layers=3)
 NEOX = neox_config()
@@ -21,9 +21,10 @@ ROTARY = neox_config(parallel_residual=False, rotary_dim=4, attention=("local", 
         (CFG, (5, 1, 1, 9)),
         (CFG, (16,)),
         (NEOX, (5, 1, 1, 9)),
+        (gemma_config(), (5, 1, 1, 9)),
         pytest.param(ROTARY, (1, 6, 9), marks=pytest.mark.slow),
     ],
-    ids=["token by token", "parts", "at once", "rotary, parallel", "rotary, local"],
+    ids=["token by token", "parts", "at once", "rotary, parallel", "Gemma 2", "rotary, local"],
 )
 def test_logits_and_activations_equal_those_of_one_pass(cfg, parts, x64):
     """In float64; behind a window of 4 keys, with room left over, for a batch."""
