@@ -98,9 +98,11 @@ def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
         ("family", cfg.family),
         ("parameters", f"{parameters:,}"),
         ("layers", f"{cfg.n_layers} ({', '.join(cfg.attention)}; window {cfg.window})"),
-        ("d_model, heads, d_mlp", f"{cfg.d_model}, {cfg.n_heads} × {cfg.d_head}, {cfg.d_mlp}"),
+        ("d_model, heads, d_mlp", f"{cfg.d_model}, {cfg.n_heads} × {cfg.d_head}{_shared(cfg)}, {cfg.d_mlp}"),
         ("vocabulary, context", f"{cfg.d_vocab:,}, {cfg.n_ctx}"),
-        ("positions, MLP", f"{_positions(cfg)}; {cfg.activation}{', beside attention' * cfg.parallel_residual}"),
+        ("positions, MLP", f"{_positions(cfg)}; {_mlp(cfg)}"),
+        ("norms", f"{cfg.norm}{', also behind attention and MLP' * cfg.norms_behind}"),
+        *((("caps", f"scores {cfg.score_cap}, logits {cfg.logit_cap}"),) if cfg.score_cap or cfg.logit_cap else ()),
         ("tokenizer", "yes, BOS first" if bundle.tokenizer is not None else "none: takes token ids"),
         ("processed on loading", ", ".join(cfg.processing) or "none"),
         *((k, _one_value(v)) for k, v in bundle.manifest.items() if k not in ("schema", "sha256", "source_sha256")),
@@ -117,6 +119,14 @@ def bundle_tables(bundle: Bundle) -> tuple[Table, ...]:
 
 def _positions(cfg: ModelConfig) -> str:
     return f"rotary, {cfg.rotary_dim} of {cfg.d_head}, base {cfg.rotary_base:g}" if cfg.rotary else cfg.positions
+
+
+def _shared(cfg: ModelConfig) -> str:
+    return "" if cfg.kv_heads == cfg.n_heads else f" on {cfg.kv_heads} keys and values"
+
+
+def _mlp(cfg: ModelConfig) -> str:
+    return f"{cfg.activation}{', gated' * cfg.gated}{', beside attention' * cfg.parallel_residual}"
 
 
 def checked_table(found: Mapping[str, Checked]) -> Table:
