@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         commands,
         "convert",
         run,
-        "Make a bundle from a Hugging Face GPT-Neo, GPT-2, GPT-NeoX or Gemma 2, or a bundle, and SAEs of any known format.",
+        "Make a bundle from a Hugging Face model (GPT-Neo, GPT-2, GPT-NeoX, Gemma 2) or another bundle, and SAEs.",
         """
 jaxcircuits convert --model ./TinyStories-2Layers-33M --sae 18_morning_sun.pt --sae 8_deep_brook.pt --out original
 jaxcircuits convert --model roneneldan/TinyStories-2Layers-33M --sae 18_morning_sun.pt --out original
