@@ -57,15 +57,16 @@ def direction_of(problem: Problem, targets: int, sources: int) -> str:
 def multiplications(problem: Problem, passes: float, length: int) -> float:
     """Of passes through all positions of all blocks between, about."""
     cfg = problem.cfg
-    a_block = 4 * cfg.d_model * cfg.n_heads * cfg.d_head + 2 * cfg.d_model * cfg.d_mlp
+    a_block = 4 * cfg.d_model * cfg.n_heads * cfg.d_head + (2 + cfg.gated) * cfg.d_model * cfg.d_mlp
     return passes * length * a_block * len(blocks_between(problem))
 
 
 def collapses(problem: Problem, passes: float) -> bool:
     """Whether a matrix a position for each MLP costs less than it saves; half of the passes see a position."""
     cfg = problem.cfg
-    saved = passes / 2 * (2 * cfg.d_mlp - cfg.d_model)
-    return len(blocks_between(problem)) > 0 and saved > 1.25 * cfg.d_mlp * cfg.d_model
+    saved = passes / 2 * ((2 + cfg.gated) * cfg.d_mlp - cfg.d_model)
+    products = 1 + cfg.gated + cfg.norms_behind  # of matrices as large as the MLP's; the first is a matrix itself
+    return len(blocks_between(problem)) > 0 and saved > 1.25 * products * cfg.d_mlp * cfg.d_model
 
 
 def collapsed_numbers(problem: Problem, length: int) -> int:

@@ -14,11 +14,17 @@ from jaxcircuits.types import ModelWeights
 ATTENTION_ENDS = ("attn.hook_z", "hook_attn_out")
 """Targets that see attention alone, not the stream beside it."""
 
-MLP_ENDS = ("ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
-"""Targets behind the block's second norm."""
+MLP_READS = ("mlp.hook_pre", "mlp.hook_pre_linear")
+"""What an MLP's activation is of: the second where it is gated."""
 
-GELU_ENDS = ("mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+MLP_OUT_ENDS = ("hook_mlp_out", "hook_resid_post")
+"""Targets behind the block's MLP."""
+
+GELU_ENDS = ("mlp.hook_post", *MLP_OUT_ENDS)
 """Targets behind its GELU."""
+
+MLP_ENDS = ("ln2.hook_normalized", *MLP_READS, *GELU_ENDS)
+"""Targets behind the block's second norm."""
 
 TARGET_ENDS = (*ATTENTION_ENDS, "hook_resid_mid", *MLP_ENDS)
 

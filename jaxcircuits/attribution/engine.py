@@ -130,8 +130,7 @@ class Engine:
         if settings.method == "structured" and way is None:
             raise InputError(
                 "method 'structured' covers sources that write the residual stream and targets in a later block, and "
-                f"parts where one block's attention lies between, in models of layer norms and plain MLPs, got "
-                f"{hooks}{self._held()}; use --method reference."
+                f"parts where one block's attention lies between, got {hooks}{self._held()}; use --method reference."
             )
         return "reference" if settings.method == "reference" or way is None else way
 

@@ -17,11 +17,13 @@ from jaxcircuits.attribution.blocks import (
     norm_pull,
     pull_from_activations,
     segment_at,
+    spread,
     to_heads,
     to_key,
     to_own_heads,
     to_query,
     to_scores,
+    to_written,
 )
 from jaxcircuits.attribution.ends import ATTENTION_ENDS
 from jaxcircuits.attribution.problem import Problem, target_side
@@ -87,30 +89,42 @@ def _collapsed(
     problem: Problem, number: int, weights: BlockWeights, segment: Segment
 ) -> Float[Array, "pos d_model d_model"]:
     """What pulls a gradient (a row) back through a block's MLP, norm and the residual stream beside them."""
-    rows = cut(problem, number, "hook_mlp_out", weights.mlp.W_out.T)
-    beside = cut(problem, number, "hook_resid_post", jnp.eye(len(rows), dtype=rows.dtype))
+    W_out = weights.mlp.W_out
+    each = jnp.eye(W_out.shape[1], dtype=W_out.dtype)
+    added, beside = cut(problem, number, "hook_mlp_out", each), cut(problem, number, "hook_resid_post", each)
+    rows = added @ W_out.T
 
     def one(at):
-        scale, normalized, slope = at
-        norm2 = NormState(scale, normalized)
-        pulled = pull_from_activations(problem, number, weights, norm2, slope, rows)
+        norm2, slopes, behind = at
+        written = rows if behind is None else _to_mlp(problem, number, weights, behind, added) @ W_out.T
+        pulled = pull_from_activations(problem, number, weights, norm2, slopes, written)
         return cut(problem, number, "hook_resid_mid", cut(problem, number, "hook_resid_post", pulled) + beside)
 
-    assert segment.norm2 is not None
-    return jax.lax.map(one, (*segment.norm2, segment.gelu_slope))
+    return jax.lax.map(one, (segment.norm2, segment.slopes, segment.norm2_post))
+
+
+def _to_mlp(problem: Problem, number: int, weights: BlockWeights, behind: NormState | None, g: Array) -> Array:
+    return to_written(problem, number, "ln2_post", behind, weights.ln2_post, g)
 
 
 def window(link: Link, first: int, end: int) -> Link:
     """A block's map between some positions; what a query's softmax is over stays whole."""
-    s = slice(first, end)
-    segment = link.segment._replace(
-        norm1=NormState(*(x[s] for x in link.segment.norm1)),
-        q=link.segment.q[s],
-        k=link.segment.k[:end],
-        v=link.segment.v[:end],
-        pattern=link.segment.pattern[:, s, :end],
-        norm2=link.segment.norm2 and NormState(*(x[s] for x in link.segment.norm2)),
-        gelu_slope=None if link.segment.gelu_slope is None else link.segment.gelu_slope[s],
+    s, whole = slice(first, end), link.segment
+
+    def at(values: Any) -> Any:
+        return jax.tree.map(lambda x: x[s], values)
+
+    segment = whole._replace(
+        norm1=at(whole.norm1),
+        q=whole.q[s],
+        k=whole.k[:end],
+        v=whole.v[:end],
+        pattern=whole.pattern[:, s, :end],
+        cap_slope=None if whole.cap_slope is None else whole.cap_slope[:, s, :end],
+        norm1_post=at(whole.norm1_post),
+        norm2=at(whole.norm2),
+        slopes=at(whole.slopes),
+        norm2_post=at(whole.norm2_post),
     )
     return link._replace(segment=segment, mlp=None if link.mlp is None else link.mlp[s])
 
@@ -119,22 +133,18 @@ def through_mlp(problem: Problem, link: Link, g: Float[Array, "*n d_model"], own
     """From behind a block to the stream behind its attention: all positions `[pos, target, ...]`, or targets' `own`."""
     if link.mlp is not None and own is None:
         return einsum(g, link.mlp, "pos target d, pos d d_model -> pos target d_model")
-    at = slice(None) if own is None else own
+    point = (link.segment.norm2, link.segment.slopes, link.segment.norm2_post)
+    norm2, slopes, behind = jax.tree.map(lambda x: x[:, None] if own is None else x[own], point)
     g = cut(problem, link.number, "hook_resid_post", g)
-    post = cut(problem, link.number, "hook_mlp_out", g) @ link.weights.mlp.W_out.T
-    norm2, slope = link.segment.norm2, link.segment.gelu_slope
-    assert norm2 is not None
-    assert slope is not None
-    norm2, slope = NormState(*(x[at] for x in norm2)), slope[at]
-    if own is None:
-        norm2, slope = NormState(*(x[:, None] for x in norm2)), slope[:, None]
-    pulled = pull_from_activations(problem, link.number, link.weights, norm2, slope, post)
+    written = _to_mlp(problem, link.number, link.weights, behind, cut(problem, link.number, "hook_mlp_out", g))
+    post = written @ link.weights.mlp.W_out.T
+    pulled = pull_from_activations(problem, link.number, link.weights, norm2, slopes, post)
     return cut(problem, link.number, "hook_resid_mid", g + pulled)
 
 
 def _to_stream(problem: Problem, link: Link, norm1: NormState, normed: Array, beside: Array) -> Array:
     """Through a block's first norm, and the residual stream beside it."""
-    pulled = norm_pull(norm1, link.weights.ln1, normed, problem.frozen)
+    pulled = norm_pull(problem, norm1, link.weights.ln1, normed)
     pulled = cut(problem, link.number, "ln1.hook_normalized", pulled)
     return cut(problem, link.number, "hook_resid_pre", beside + pulled)
 
@@ -144,7 +154,8 @@ def through_attention(
 ) -> Float[Array, "pos target d_model"]:
     """From what a block's attention writes to the stream before it, at all positions; `beside` is there already."""
     segment, number = link.segment, link.number
-    z = to_heads(problem, number, link.weights.attn, g)  # [head, pos, target, d_head]
+    behind = segment.norm1_post and spread(segment.norm1_post)
+    z = to_heads(problem, number, link.weights, behind, g)  # [head, pos, target, d_head]
     pattern = segment.pattern
     before = pattern.shape[2] - pattern.shape[1]  # positions before the window
     value = einsum(pattern[..., before:], z, "head q k, head q target d -> head k target d")
@@ -153,7 +164,8 @@ def through_attention(
         out = einsum(pattern, segment.v, "head q k, k head d -> head q d")
         g_pattern = einsum(z, segment.v, "head q target d, k head d -> head q target k")
         mean = einsum(z, out, "head q target d, head q d -> head q target")
-        scores = problem.cfg.attention_scale * pattern[:, :, None] * (g_pattern - mean[..., None])
+        look = pattern if segment.cap_slope is None else pattern * segment.cap_slope
+        scores = problem.cfg.attention_scale * look[:, :, None] * (g_pattern - mean[..., None])
         query = einsum(scores, segment.k, "head q target k, k head d -> head q target d")
         key = einsum(scores[..., before:], segment.q, "head q target k, q head d -> head k target d")
         pos = before + jnp.arange(pattern.shape[1])[:, None]
@@ -161,7 +173,7 @@ def through_attention(
     to_stream = "head pos target d, head d d_model -> pos target d_model"
     value, *others = (einsum(x, W, to_stream) for x, W in zip(read, link.W_heads, strict=False))
     normed = sum(others, value)
-    return _to_stream(problem, link, NormState(*(x[:, None] for x in segment.norm1)), normed, beside)
+    return _to_stream(problem, link, spread(segment.norm1), normed, beside)
 
 
 def from_own_attention(
@@ -196,8 +208,7 @@ def from_own_attention(
         query = einsum(scores, segment.k, "target head k, k head d -> target head d")
         query = einsum(to_query(problem, number, query, p[:, None]), link.W_heads[1], "t head d, head d m -> t m")
         normed = normed.at[p, order].add(query)
-    norm1 = NormState(*(x[:end, None] for x in segment.norm1))
-    return _to_stream(problem, link, norm1, normed, beside)
+    return _to_stream(problem, link, spread(norm_at(segment.norm1, slice(end))), normed, beside)
 
 
 def start_of(way: Way, pulled: Pulled, p: Int[Array, "target"]) -> tuple[Array, Array, Array | None]:
@@ -209,8 +220,14 @@ def start_of(way: Way, pulled: Pulled, p: Int[Array, "target"]) -> tuple[Array, 
         if problem.target_place == "hook_attn_out":
             z = cut(problem, last.number, "attn.hook_z", z)
     else:
-        z = to_heads(problem, last.number, last.weights.attn, resid).swapaxes(0, 1)
+        z = _own_heads(problem, last, resid, p)
     return resid, z, to_scores(problem, last.segment, z, p)
+
+
+def _own_heads(problem: Problem, link: Link, g: Float[Array, "target d_model"], p: Array) -> Array:
+    """From what a block's attention adds at targets' positions to its heads' outputs: `[target, head, d_head]`."""
+    behind = link.segment.norm1_post and norm_at(link.segment.norm1_post, p)
+    return to_heads(problem, link.number, link.weights, behind, g).swapaxes(0, 1)
 
 
 def own_vectors(way: Way, pulled: Pulled, p: Int[Array, "target"]) -> Float[Array, "target d_model"]:
@@ -231,7 +248,7 @@ def own_vectors(way: Way, pulled: Pulled, p: Int[Array, "target"]) -> Float[Arra
     for link in reversed(way.between):
         written, g = _to_attention(problem, link, g, p)
         if not (entry.middle and link.number == entry.block):
-            z = to_heads(problem, link.number, link.weights.attn, written).swapaxes(0, 1)
+            z = _own_heads(problem, link, written, p)
             g = attention(link, g, z, to_scores(problem, link.segment, z, p))
     return _at_entry(problem, g)
 

@@ -184,7 +184,7 @@ class Problem:
     def closed_form(self) -> str | None:
         """Whether the structured method covers it: `"adjacent"`, `"between"` with blocks between, or `None`."""
         entry, end = self.entry, target_end(self.target_hook)
-        if not self.cfg.plain_blocks or entry is None or end is None or end[0] < entry.block:
+        if entry is None or end is None or end[0] < entry.block:
             return None
         # What is held must lie where blocks between are run, which is from the entry up to the target's attention.
         names = hook_names(self.cfg)

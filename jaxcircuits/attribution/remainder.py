@@ -87,12 +87,12 @@ def structured_remainder(
     _, push = jax.linearize(at_scales, ones(h.dtype))
     for i, name in enumerate(Scales._fields):
         found[name] = meet(push(Scales(*(jnp.asarray(i == j, h.dtype) for j in range(len(Scales._fields))))))
-    if pulled.pre is not None:
-        found["model_bias"] += pulled.pre @ block.mlp.b_in
+    if pulled.linear is not None:
+        found["model_bias"] += pulled.linear @ block.mlp.b_in
     if pulled.normed is not None and block.ln2 is not None and block.ln2.b is not None:
         found["model_bias"] += pulled.normed @ block.ln2.b
-    if problem.target_place in ("hook_mlp_out", "hook_resid_post"):
-        found["model_bias"] += pulled.hook @ block.mlp.b_out
+    if pulled.written is not None:
+        found["model_bias"] += pulled.written @ block.mlp.b_out
     if pulled.post is not None:
         assert segment.gelu_constant is not None
         constant = segment.gelu_constant[target_pos]

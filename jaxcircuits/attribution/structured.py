@@ -21,17 +21,19 @@ from einops import einsum
 from jaxtyping import Array, Float, Int
 
 from jaxcircuits.attribution.blocks import (
-    NormState,
     Segment,
     names_read,
     norm_at,
     norm_pull,
     norm_push,
     segment_at,
+    spread,
+    to_mlp_input,
     to_own_heads,
     to_scores,
+    to_written,
 )
-from jaxcircuits.attribution.ends import GELU_ENDS, MLP_ENDS
+from jaxcircuits.attribution.ends import GELU_ENDS, MLP_ENDS, MLP_OUT_ENDS, MLP_READS
 from jaxcircuits.attribution.problem import Problem, target_side
 from jaxcircuits.attribution.products import dots
 from jaxcircuits.attribution.selection import Sources
@@ -47,8 +49,9 @@ class Pulled(NamedTuple):
 
     act_slope: Float[Array, "target"]
     hook: Float[Array, "target d_in"]  # to the target hook
-    post: Float[Array, "target d_mlp"] | None  # to the MLP's activations
-    pre: Float[Array, "target d_mlp"] | None  # to its pre-activations
+    written: Float[Array, "target d_model"] | None  # to what the MLP writes, before a norm behind it
+    post: Float[Array, "target d_mlp"] | None  # to its activations
+    linear: Float[Array, "target d_mlp"] | None  # to what `W_in` gives: its pre-activations, or what these gate
     normed: Float[Array, "target d_model"] | None  # to what it reads
     resid: Float[Array, "target d_model"]  # to the residual stream that the MLP reads; 0 where it is not seen
     z: Float[Array, "target head d_head"]  # to the heads' outputs
@@ -94,39 +97,45 @@ def pull(
     hook = rows * slope[:, None]
     if target.cfg.normalization != "none":
         (hook,) = jax.vjp(partial(normalized, target.cfg, hold_scale=problem.frozen), segment.arriving[p])[1](hook)
-    post, pre, normed, resid = _pull_to_stream(problem, block, segment, p, hook)
+    written, post, linear, normed, resid = _pull_to_stream(problem, block, segment, p, hook)
     if problem.target_place == "attn.hook_z":
         z = hook.reshape(len(p), problem.cfg.n_heads, problem.cfg.d_head)
     else:
         # Only attention's own writing where residuals are parallel: the MLP reads the stream before it.
         behind = jnp.zeros_like(resid) if problem.cfg.parallel_residual else resid
-        written = hook if problem.sees_attention_apart else behind
-        z = einsum(written, block.attn.W_O, "target d_model, head d_head d_model -> target head d_head")
-    return Pulled(slope, hook, post, pre, normed, resid, z, to_scores(problem, segment, z, p))
+        added = hook if problem.sees_attention_apart else behind
+        norm = segment.norm1_post and norm_at(segment.norm1_post, p)
+        added = to_written(problem, problem.target_block, "ln1_post", norm, block.ln1_post, added)
+        z = einsum(added, block.attn.W_O, "target d_model, head d_head d_model -> target head d_head")
+    return Pulled(slope, hook, written, post, linear, normed, resid, z, to_scores(problem, segment, z, p))
 
 
 def _pull_to_stream(
     problem: Problem, block: BlockWeights, segment: Segment, p: Int[Array, "target"], hook: Float[Array, "target d_in"]
-) -> tuple[Array | None, Array | None, Array | None, Float[Array, "target d_model"]]:
-    """From the target hook to the MLP's activations, its pre-activations, what it reads, and the stream before it."""
+) -> tuple[Array | None, Array | None, Array | None, Array | None, Float[Array, "target d_model"]]:
+    """The fields of `Pulled` from `written` to `resid`."""
     place = problem.target_place
     if place not in MLP_ENDS:
         resid = hook if place == "hook_resid_mid" else jnp.zeros((len(p), problem.cfg.d_model), hook.dtype)
-        return None, None, None, resid
+        return None, None, None, None, resid
     assert segment.norm2 is not None
     norm2 = norm_at(segment.norm2, p)
     if place == "ln2.hook_normalized":  # before the norm's own scale and shift
-        return None, None, None, norm_pull(norm2, None, hook, problem.frozen)
-    post = None
+        return None, None, None, None, norm_pull(problem, norm2, None, hook)
+    written = post = None
+    if place in MLP_OUT_ENDS:
+        behind = segment.norm2_post and norm_at(segment.norm2_post, p)
+        written = to_written(problem, problem.target_block, "ln2_post", behind, block.ln2_post, hook)
     if place in GELU_ENDS:
-        assert segment.gelu_slope is not None
-        post = hook if place == "mlp.hook_post" else hook @ block.mlp.W_out.T
-        pre = post * segment.gelu_slope[p]
+        assert segment.slopes is not None
+        post = hook if written is None else written @ block.mlp.W_out.T
+        read = {name: post * slope[p] for name, slope in zip(MLP_READS, segment.slopes, strict=False)}
     else:
-        pre = hook
-    normed = einsum(pre, block.mlp.W_in, "target d_mlp, d_model d_mlp -> target d_model")
-    resid = norm_pull(norm2, block.ln2, normed, problem.frozen)
-    return post, pre, normed, resid + hook if place == "hook_resid_post" else resid
+        read = {place: hook}
+    normed = to_mlp_input(block.mlp, read)
+    resid = norm_pull(problem, norm2, block.ln2, normed)
+    linear = read.get(MLP_READS[problem.cfg.gated])
+    return written, post, linear, normed, resid + hook if place == "hook_resid_post" else resid
 
 
 def _activations(
@@ -164,11 +173,11 @@ def own_position(
     if parts == "none":
         n = read.shape[1] * read.shape[2] * read.shape[3]
         normed = read.reshape(len(p), n) @ W.reshape(n, -1)
-        return (pulled.resid + norm_pull(norm1, block.ln1, normed, problem.frozen))[:, None]
+        return (pulled.resid + norm_pull(problem, norm1, block.ln1, normed))[:, None]
     out = "vqk" if parts == "kinds" else "vqk head"
     normed = einsum(read, W, f"target vqk head d_head, vqk head d_head d_model -> target {out} d_model")
     normed = normed.reshape(len(p), -1, normed.shape[-1])
-    pulled_in = norm_pull(NormState(*(s[:, None] for s in norm1)), block.ln1, normed, problem.frozen)
+    pulled_in = norm_pull(problem, spread(norm1), block.ln1, normed)
     vectors = jnp.concatenate([pulled.resid[:, None], pulled_in], 1)
     return jnp.pad(vectors, ((0, 0), (0, _n_parts(problem, parts) - vectors.shape[1]), (0, 0)))
 
@@ -187,7 +196,7 @@ def norm_stage(
 ) -> Float[Array, "target d_model"]:
     """What targets read of the residual stream if the GELU were the identity and attention did nothing."""
     assert segment.norm2 is not None
-    return norm_pull(norm_at(segment.norm2, target_pos), block.ln2, pulled.act_slope[:, None] * reads, problem.frozen)
+    return norm_pull(problem, norm_at(segment.norm2, target_pos), block.ln2, pulled.act_slope[:, None] * reads)
 
 
 def cross_positions(
@@ -215,7 +224,7 @@ def cross_positions(
 
     def some(index: Int[Array, "_source"]) -> Float[Array, "part target _source"]:
         pos = index // len(E)
-        e = norm_push(norm_at(segment.norm1, pos), block.ln1, E[index % len(E)], problem.frozen)
+        e = norm_push(problem, norm_at(segment.norm1, pos), block.ln1, E[index % len(E)])
         by = turns(problem.cfg, pos, e.dtype)
 
         def head(total, h):

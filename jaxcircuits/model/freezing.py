@@ -139,14 +139,14 @@ def linear_mlp(
     def after(value: Array) -> Array:
         read = tuple(seen[name].pop() for name in mlp.read)
         held = read if at is None else tuple(at[name] for name in mlp.read)
-        slopes, constant = jax.lax.stop_gradient(_plane(held, kind, activation))
+        slopes, constant = jax.lax.stop_gradient(gelu_plane(held, kind, activation))
         return sum(slope * x for slope, x in zip(slopes, read, strict=True)) + constant_scale * constant
 
     return {**{name: remember(name) for name in mlp.read}, mlp.written: after}
 
 
-def _plane(at: tuple[Array, ...], kind: str | None, activation: str) -> tuple[tuple[Array, ...], Array]:
-    """A slope for each value that an activation reads, and a constant."""
+def gelu_plane(at: tuple[Array, ...], kind: str | None, activation: str) -> tuple[tuple[Array, ...], Array]:
+    """A slope for each value that an activation reads, and a constant; for one value, `gelu_line`."""
     slope, constant = gelu_line(at[0], kind, activation)
     if len(at) == 1:
         return (slope,), constant

@@ -1,4 +1,4 @@
-"""Rotary positions and parallel residuals: one block between, and several. Gemma 2: by the definition."""
+"""Rotary positions and parallel residuals, and Gemma 2's blocks: one block between, and several."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxcircuits.attribution import Engine, Settings, plan
-from jaxcircuits.attribution.edges import REMAINDER_COLUMNS
+from jaxcircuits.attribution.edges import REMAINDER_COLUMNS, part_names
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
 from tests.attribution.cases import NEOX, assert_same_edges, assert_same_targets, prompts_of
@@ -161,6 +161,101 @@ def test_what_has_no_closed_form_is_left_to_the_definition(way: str) -> None:
         Engine(bundle, Settings("first", "second", **settings, method="structured"))
 
 
+GEMMA_ENDS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "residual stream to residual stream": ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", {}, PARTS),
+    "residual stream, frozen": ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", {}, FROZEN),
+    "MLP output to MLP": ("blocks.0.hook_mlp_out", "blocks.1.mlp.hook_post", {}, EXACT),
+    "MLP output to MLP output, secant": (
+        "blocks.0.hook_mlp_out",
+        "blocks.1.hook_mlp_out",
+        {},
+        FROZEN | {"gelu": "secant"},
+    ),
+    "to what a gate multiplies": ("blocks.0.hook_mlp_out", "blocks.1.mlp.hook_pre_linear", {}, EXACT),
+    "to what is activated": ("blocks.0.hook_mlp_out", "blocks.1.mlp.hook_pre", {}, FROZEN),
+    "embedding to heads": ("hook_embed", "blocks.0.attn.hook_z", {}, PARTS),
+    "embedding to attention's output": ("hook_embed", "blocks.0.hook_attn_out", {}, EXACT),
+    "to what the MLP reads": ("blocks.1.hook_resid_pre", "blocks.1.ln2.hook_normalized", {}, EXACT),
+    "no caps, a key for every head": (
+        "blocks.0.hook_resid_post",
+        "blocks.1.hook_resid_post",
+        {"score_cap": None, "n_kv_heads": None},
+        EXACT,
+    ),
+    "integrated": (
+        "blocks.0.hook_resid_post",
+        "blocks.1.hook_resid_post",
+        {},
+        EXACT | {"derivative": "integrated", "points": 3},
+    ),
+    "by head": ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", {}, {"positions": "all", "parts": "heads"}),
+}
+GEMMA_DEPTH: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "two blocks between": ("blocks.0.hook_resid_post", "blocks.3.hook_resid_post", {}, EXACT),
+    "MLP output to MLP": ("blocks.0.hook_mlp_out", "blocks.3.mlp.hook_post", {}, EXACT),
+    "attention's output to heads": ("blocks.0.hook_attn_out", "blocks.2.attn.hook_z", {}, EXACT),
+    "frozen": ("blocks.0.hook_mlp_out", "blocks.3.hook_resid_post", {}, FROZEN),
+    "frozen, secant": ("blocks.0.hook_resid_pre", "blocks.2.hook_mlp_out", {}, FROZEN | {"gelu": "secant"}),
+    "forward": ("blocks.0.hook_resid_post", "blocks.3.hook_resid_post", {}, EXACT),
+    "own position": ("blocks.0.hook_resid_post", "blocks.3.hook_resid_post", {}, {}),
+    "own position, from attention": ("blocks.0.hook_attn_out", "blocks.3.hook_mlp_out", {}, {}),
+    "integrated": ("blocks.0.hook_mlp_out", "blocks.2.mlp.hook_post", {}, {"derivative": "integrated", "points": 3}),
+}
+"""The same with blocks between."""
+
+
+def _gemma(source: str, target: str, **changed: Any) -> Bundle:
+    cfg = gemma_config(**changed)
+    saes = {
+        "first": tiny_sae(cfg, source, 24, dtype=jnp.float64),
+        "second": tiny_sae(cfg, target, 28, seed=1, dtype=jnp.float64),
+    }
+    return tiny_bundle(cfg, dtype=jnp.float64, saes=saes)
+
+
+@pytest.mark.parametrize(
+    "ends", [pytest.param(row, marks=[pytest.mark.slow] * (n % 4 > 0)) for n, row in enumerate(GEMMA_ENDS)]
+)
+def test_gemma_structured_equals_the_definition(ends: str, x64: None) -> None:
+    source, target, changed, settings = GEMMA_ENDS[ends]
+    _compare(_gemma(source, target, **changed), settings, "adjacent")
+
+
+@pytest.mark.parametrize("collapse", [False, True])
+@pytest.mark.parametrize(
+    "ends", [pytest.param(row, marks=[pytest.mark.slow] * (n > 0)) for n, row in enumerate(GEMMA_DEPTH)]
+)
+def test_gemma_blocks_between(ends: str, collapse: bool, x64: None, monkeypatch) -> None:
+    monkeypatch.setattr(plan, "collapses", lambda *_: collapse)
+    source, target, changed, settings = GEMMA_DEPTH[ends]
+    direction = "forward" if "forward" in ends else "reverse"
+    monkeypatch.setattr(plan, "direction_of", lambda *_: direction)
+    bundle = _gemma(source, target, **changed, attention=("global", "local", "global", "local"), n_layers=4)
+    _compare(bundle, settings, "between")
+
+
+def _compare(bundle: Bundle, settings: dict[str, Any], way: str) -> None:
+    """Edges, their parts and what they leave out, by method structured and by the definition."""
+    engine = Engine(bundle, Settings("first", "second", **settings))
+    assert engine.task.way == way
+    prompts = prompts_of(bundle, 9, 5)
+    edges, targets = engine.run(prompts)
+    if settings.get("parts") == "heads":  # which the definition does not have
+        parts = part_names("heads", bundle.cfg.n_heads)
+        size = np.abs(edges["gradient"]).max()
+        assert np.abs(sum(edges[name] for name in parts) - edges["gradient"]).max() <= 1e-10 * size
+        settings = settings | {"parts": "kinds"}
+    expected, wanted = Engine(bundle, Settings("first", "second", **settings, method="reference")).run(prompts)
+    assert len(expected["prompt"]) > 100 and np.abs(expected["gradient"]).max() > 1e-2
+    assert_same_edges(edges, expected, "methods")
+    assert_same_targets(targets, wanted, "methods")
+    size = TOLERANCES["methods"]["float64"] * np.abs(expected["gradient"]).max()
+    for part in ("residual", "value", "query", "key") if settings.get("parts") and "residual" in edges else ():
+        if part in edges:
+            assert np.abs(edges[part] - expected[part]).max() <= size, part
+            assert np.abs(expected[part]).max() > 0 or part == "residual", part
+
+
 GEMMA_SOURCES = (
     "hook_embed",
     "blocks.0.attn.hook_q",
@@ -174,15 +269,6 @@ GEMMA_SOURCES = (
 )
 
 
-def _gemma(source: str, target: str, **changed: Any) -> Bundle:
-    cfg = gemma_config(**changed)
-    saes = {
-        "first": tiny_sae(cfg, source, 24, dtype=jnp.float64),
-        "second": tiny_sae(cfg, target, 28, seed=1, dtype=jnp.float64),
-    }
-    return tiny_bundle(cfg, dtype=jnp.float64, saes=saes)
-
-
 @pytest.mark.parametrize("gelu", ["tangent", "secant"])
 @pytest.mark.parametrize(
     "source", [pytest.param(s, marks=[pytest.mark.slow] * (s not in GEMMA_SOURCES[4:7])) for s in GEMMA_SOURCES]
@@ -192,7 +278,6 @@ def test_gemma_targets_complete(source: str, gelu: str, x64: None) -> None:
     bundle = _gemma(source, "blocks.1.hook_resid_post")
     asked = {"positions": "all", "derivative": "frozen", "gelu": gelu, "splice": "source"}
     engine = Engine(bundle, Settings("first", "second", **asked))
-    assert engine.method == "reference"
     _, targets = engine.run(prompts_of(bundle, 9, 5))
     size = np.abs(targets["activation"]).max()
     assert len(targets["prompt"]) > 50
@@ -211,18 +296,12 @@ def test_gemma_integrated_targets_rise_by_their_edges(x64: None) -> None:
     assert np.abs(targets["baseline"] - targets["pre_activation"]).max() > 0.1
 
 
-def test_gemma_parts_add_up_and_nothing_is_structured(x64: None) -> None:
-    bundle = _gemma("blocks.0.hook_mlp_out", "blocks.1.hook_resid_post")
-    asked = Settings("first", "second", positions="all", parts="kinds")
-    edges, _ = Engine(bundle, asked).run(prompts_of(bundle, 9))
-    parts = [edges[part] for part in ("residual", "value", "query", "key")]
-    size = np.abs(edges["gradient"]).max()
-    assert np.abs(sum(parts) - edges["gradient"]).max() <= 1e-10 * size
-    assert all(np.abs(part).max() > 1e-3 * size for part in parts)
-    with pytest.raises(InputError, match="'structured' covers .* layer norms"):
-        Engine(bundle, replace(asked, method="structured"))
+def test_gemma_behind_a_norm_is_the_definitions(x64: None) -> None:
+    """A source whose output passes a norm before it is added has no direction of its own in the stream."""
     bundle = _gemma("blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post")
-    with pytest.raises(InputError, match="stages are defined for"):
-        Engine(bundle, Settings("first", "second", stages=True))
     edges, _ = Engine(bundle, Settings("first", "second")).run(prompts_of(bundle, 9))
     assert np.isnan(edges["cosine_similarity"]).all(), "weights alone say nothing through a norm and a gate"
+    with pytest.raises(InputError, match="'structured' covers"):
+        Engine(bundle, Settings("first", "second", method="structured"))
+    with pytest.raises(InputError, match="stages are defined for"):
+        Engine(bundle, Settings("first", "second", stages=True))
