@@ -187,12 +187,6 @@ class ModelConfig(_JSONConfig):
         return steps
 
     @property
-    def plain_blocks(self) -> bool:
-        """Whether blocks are made of layer norms, heads with their own keys and values, and MLPs of two matrices."""
-        odd = self.norm != "layer" or self.norms_behind or self.gated or self.score_cap is not None
-        return not odd and self.kv_heads == self.n_heads
-
-    @property
     def scored(self) -> tuple[str, str]:
         """The hook points in each block of the queries and keys whose products are the scores."""
         return ("attn.hook_rot_q", "attn.hook_rot_k") if self.rotary else ("attn.hook_q", "attn.hook_k")

@@ -217,7 +217,7 @@ class Problem:
         A norm between the MLP and the stream, or a gate, is not the weights' to say.
         """
         first, second = split(self.source_hook), split(self.target_hook)
-        if first[0] is None or second[0] is None or not self.cfg.plain_blocks:
+        if first[0] is None or second[0] is None or self.cfg.norms_behind or self.cfg.gated:
             return False
         return first[1] == second[1] == "mlp.hook_post" and second[0] == first[0] + 1
 
