@@ -16,15 +16,19 @@ FORWARD_TOKENS = 8192
 Row = Int[np.ndarray, "_row"]
 
 
-def rows_of(texts: Iterable[str], tokenizer: Tokenizer, n_ctx: int) -> list[Int[np.ndarray, "_row"]]:
+def rows_of(
+    texts: Iterable[str], tokenizer: Tokenizer, n_ctx: int, bos: int | None = None
+) -> list[Int[np.ndarray, "_row"]]:
     """One row a text: BOS, its tokens, end of text. A longer one goes on in further rows, each begun with BOS.
 
-    A row has up to `n_ctx + 1` tokens: inputs and, moved by one, what they shall predict.
+    A row has up to `n_ctx + 1` tokens: inputs and, moved by one, what they shall predict. BOS is `<|endoftext|>` unless
+    another is given. A tokenizer without `<|endoftext|>` does not say what ends a text, so rows end with their text.
     """
-    bos = tokenizer.token_to_id(END_OF_TEXT)
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    bos = end if bos is None else bos
     rows = []
     for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
-        ids = [*encoding.ids, bos]
+        ids = [*encoding.ids, *(() if end is None else (end,))]
         rows += [np.array([bos, *ids[i : i + n_ctx]], np.int32) for i in range(0, len(ids), n_ctx)]
     return rows
 
@@ -33,17 +37,17 @@ def bundle_rows(bundle: Bundle, texts: Sequence[str]) -> list[Row]:
     """The rows of texts for a bundle's model, as `rows_of` makes them.
 
     Raises:
-        InputError: The bundle has no tokenizer, or its BOS is not `<|endoftext|>`.
+        InputError: The bundle has no tokenizer or no BOS, or its BOS is not its tokenizer's `<|endoftext|>`.
     """
     if bundle.tokenizer is None:
         raise InputError("this bundle has no tokenizer, so it cannot read text; convert it with its tokenizer.")
-    bos = bundle.tokenizer.token_to_id(END_OF_TEXT)
-    if bos is None or bos != bundle.cfg.bos_token_id:
+    bos, end = bundle.cfg.bos_token_id, bundle.tokenizer.token_to_id(END_OF_TEXT)
+    if bos is None or end not in (None, bos):
         raise InputError(
-            f"expected a model whose BOS token is {END_OF_TEXT} (id {bos}), got id {bundle.cfg.bos_token_id}; "
+            f"expected a model whose BOS token is {END_OF_TEXT} (id {end}), got id {bos}; "
             "convert it with the tokenizer it was trained with."
         )
-    return rows_of(texts, bundle.tokenizer, bundle.cfg.n_ctx)
+    return rows_of(texts, bundle.tokenizer, bundle.cfg.n_ctx, bos)
 
 
 def padded_lengths(rows: Sequence[Int[np.ndarray, "_row"]], n_ctx: int) -> Int[np.ndarray, "n"]:

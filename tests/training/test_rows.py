@@ -1,8 +1,13 @@
 """Rows, batches and the buffer of activations."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from jaxcircuits.errors import InputError
 from jaxcircuits.model import forward
 from jaxcircuits.rows import bundle_rows, padded_batches, rows_of
 from jaxcircuits.training.activations import ActivationBuffer
@@ -59,3 +64,15 @@ def test_buffer_depends_on_the_step_only_and_holds_the_hook_s_values(bundle, wor
     )
     nearest = [np.abs(every - value).max(1).min() for value in inorder[0][:16]]
     assert max(nearest) < 1e-5 * np.abs(every).max()
+
+
+def test_another_bos_begins_rows_that_end_with_their_text(bundle, words):
+    """A tokenizer without end of text, as Gemma's: no token stands for it."""
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<bos>": 1, "b": 2, "?": 3}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    other = replace(bundle, tokenizer=tokenizer, cfg=replace(bundle.cfg, bos_token_id=1, n_ctx=2))
+    assert [row.tolist() for row in bundle_rows(other, ["a b b", "b"])] == [[1, 0, 2], [1, 2], [1, 2]]
+    with pytest.raises(InputError, match="expected a model whose BOS token is"):
+        bundle_rows(replace(bundle, cfg=replace(bundle.cfg, bos_token_id=3)), words)
+    with pytest.raises(InputError, match="got id None"):
+        bundle_rows(replace(other, cfg=replace(other.cfg, bos_token_id=None)), words)
