@@ -137,9 +137,13 @@ class Side:
 
     def rows(self, feature: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
         """The rows of some features."""
-        at = np.searchsorted(self.features, feature)
-        found = np.append(self.features, -1)[at] == feature
-        return np.where(found, at, -1)
+        return self._row.take(feature, mode="clip")
+
+    @cached_property
+    def _row(self) -> Int[np.ndarray, "_feature"]:
+        row = np.full(self.features.max(initial=0) + 2, -1)
+        row[self.features] = np.arange(len(self.features))
+        return row
 
 
 @dataclass(frozen=True)
