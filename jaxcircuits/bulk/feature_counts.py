@@ -140,7 +140,7 @@ class Side:
         return self._row.take(feature, mode="clip")
 
     @cached_property
-    def _row(self) -> Int[np.ndarray, "_feature"]:
+    def _row(self) -> Int[np.ndarray, "_n"]:
         row = np.full(self.features.max(initial=0) + 2, -1)
         row[self.features] = np.arange(len(self.features))
         return row

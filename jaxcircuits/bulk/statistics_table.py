@@ -124,8 +124,8 @@ def _judged(c: Columns, counts: FeatureCounts | None) -> tuple[np.ndarray, ...]:
     _, p = estimates.zero_mean(c["total"], c["story_squares"], c["stories"])
     chance, p_association = (np.full(len(p), np.nan) for _ in range(2))
     if counts is not None:
-        names = (*(c[name] for name in ("source_feature", "target_feature", "offset")), c["both_active"])
-        chance, p_association = estimates.association(counts, *names)
+        source, target, offset = c["source_feature"], c["target_feature"], c["offset"]
+        chance, p_association = estimates.association(counts, source, target, offset, c["both_active"])
     return mean.mean, mean.error, c["absolute"] / c["edges"], p, chance, p_association
 
 
