@@ -141,9 +141,8 @@ def association(counts: FeatureCounts, source: IntN, target: IntN, offset: IntN,
         mine = offset == apart
         later, earlier = counts.target.position[:, apart:], counts.source_rates[:, : width - apart]
         expected[mine] = _products(later, earlier, t[mine], s[mine])
-    weights = counts.pairs / max(counts.pairs[0], 1)
     sources, targets = counts.autocorrelations
-    alike = _products(targets[:, 1:], sources[:, 1:] * weights[1:], t, s)
+    alike = _products(targets, sources, t, s)
     return expected, _two_sided(both, expected, np.maximum(1.0, 1 + 2 * alike))
 
 

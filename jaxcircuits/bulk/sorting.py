@@ -59,7 +59,7 @@ class Groups(NamedTuple):
 
     def add(self, values: np.ndarray) -> Float[np.ndarray, "_n"]:
         """The sum of each run, in float64. Where runs are short, several times as fast as `reduceat`."""
-        return np.bincount(self.row, values, len(self.starts))
+        return np.bincount(self.row, values, len(self.starts)).astype(np.float64, copy=False)  # integers if empty
 
     def greatest(self, values: Float32[np.ndarray, "n"]) -> Int[np.ndarray, "_n"]:
         """The first place of the greatest value of each run; no value is below 0."""

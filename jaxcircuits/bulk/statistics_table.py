@@ -107,7 +107,9 @@ def judge(
                 write(table)
                 columns = _columns(table)
                 offsets.update(np.flatnonzero(np.bincount(columns["offset"])).tolist())
-                yield {name: values[columns["stories"] >= least] for name, values in columns.items()}
+                enough = columns["stories"] >= least
+                if enough.any():
+                    yield {name: values[enough] for name, values in columns.items()}
 
         for columns in each_ahead(_joined(tested(), TESTED)):
             found.append(_judged(columns, counts if complete else None))
