@@ -3,7 +3,7 @@
 The offset is target position minus source position. A part of the corpus is summed into additive tables
 (`partial_statistics`), these into `statistics.parquet` (`merge_statistics`), whatever the parts were; what follows from
 the sums, and why, stands in `estimates`. Sums are float64. Merging reads files side by side (`merging`); in memory are
-one p value, mean and error a tested pair, and the histograms of features.
+a few numbers a tested pair (`statistics_table.Tests`), and the histograms of features.
 
 The mean, and whatever else is of attribution, is over the edges a run kept. Where `top_k` or `min_attribution` cut
 some, the file says how many (`edges_cut` in its metadata): `edges`, `both_active` and sums are then those of kept

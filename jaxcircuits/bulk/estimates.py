@@ -169,7 +169,7 @@ def _two_sided(both: FloatN, expected: FloatN, spread: FloatN) -> FloatN:
     mean = np.maximum(expected, 1e-300)
     above = np.ones(len(both))
     clustered = spread > 1 + 1e-6
-    some, alone = (both > 0) & clustered, (both > 0) & ~clustered
+    some, alone = (both > 0) & clustered, (both > 0) & ~clustered  # as indices: `where` of gammainc corrupts memory
     above[some] = special.betainc(both[some], mean[some] / (spread[some] - 1), 1 - 1 / spread[some])
     above[alone] = special.gammainc(both[alone], mean[alone])
     below = special.gammaincc(both / spread + 1, mean / spread)
