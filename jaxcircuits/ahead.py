@@ -1,6 +1,6 @@
 """One thing after another on a second thread, while the caller goes on."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -42,7 +42,7 @@ class Ahead:
             self._last.result()
 
 
-def each_ahead(items: Iterable[T]) -> Iterator[T]:
+def each_ahead(items: Iterable[T]) -> Generator[T, None, None]:
     """The items, each made on another thread while the one before is used.
 
     >>> from jaxcircuits.ahead import each_ahead

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def judge(
         least: Stories that a tested pair has at least.
         complete: Whether no edge was cut, so that joint activations can be compared with chance.
     """
-    found, offsets = [], set()
+    offsets = set()
     with scratch_writer(file, PAIRS.schema) as write:
 
         def tested() -> Iterator[Columns]:
@@ -111,8 +112,8 @@ def judge(
                 if enough.any():
                     yield {name: values[enough] for name, values in columns.items()}
 
-        for columns in each_ahead(_joined(tested(), TESTED)):
-            found.append(_judged(columns, counts if complete else None))
+        with closing(each_ahead(_joined(tested(), TESTED))) as batches:  # nothing writes once this is left
+            found = [_judged(columns, counts if complete else None) for columns in batches]
     hypotheses = None
     if counts is not None and complete:  # every pair that could have been found, whether or not it ever was
         often = [int((side.stories >= least).sum()) for side in (counts.source, counts.target)]

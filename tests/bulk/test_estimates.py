@@ -89,6 +89,8 @@ def test_false_discoveries_of_means_under_flips_of_stories(null_share: float) ->
 
 
 def test_q_values_are_scipys() -> None:
+    from scipy import stats
+
     p = np.random.default_rng(0).integers(0, 50, 200) / 50
     np.testing.assert_allclose(false_discovery(p), stats.false_discovery_control(p), rtol=1e-15)
     others = false_discovery(np.append(p, np.ones(100)))[:200]
