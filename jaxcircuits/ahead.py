@@ -1,9 +1,11 @@
 """One thing after another on a second thread, while the caller goes on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 
 class Ahead:
@@ -38,3 +40,20 @@ class Ahead:
         """Waits for the last call and raises its error."""
         if self._last is not None:
             self._last.result()
+
+
+def each_ahead(items: Iterable[T]) -> Generator[T, None, None]:
+    """The items, each made on another thread while the one before is used.
+
+    >>> from jaxcircuits.ahead import each_ahead
+    >>> list(each_ahead(n**2 for n in range(3)))
+    [0, 1, 4]
+    """
+    end = object()
+    rest = iter(items)
+    with Ahead() as ahead:
+        item = ahead.submit(next, rest, end).result()
+        while item is not end:
+            following = ahead.submit(next, rest, end)
+            yield item
+            item = following.result()

@@ -3,7 +3,7 @@
 The offset is target position minus source position. A part of the corpus is summed into additive tables
 (`partial_statistics`), these into `statistics.parquet` (`merge_statistics`), whatever the parts were; what follows from
 the sums, and why, stands in `estimates`. Sums are float64. Merging reads files side by side (`merging`); in memory are
-one p value, mean and error a tested pair, and the histograms of features.
+a few numbers a tested pair (`statistics_table.Tests`), and the histograms of features.
 
 The mean, and whatever else is of attribution, is over the edges a run kept. Where `top_k` or `min_attribution` cut
 some, the file says how many (`edges_cut` in its metadata): `edges`, `both_active` and sums are then those of kept
@@ -25,7 +25,7 @@ from jaxcircuits.bulk.pair_sums import PAIRS, pair_sums
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
 from jaxcircuits.bulk.run import Run
 from jaxcircuits.bulk.scratch import SUFFIX, write_scratch
-from jaxcircuits.bulk.statistics_table import derive, finish
+from jaxcircuits.bulk.statistics_table import finish, judge
 from jaxcircuits.bulk.store import write_table
 from jaxcircuits.errors import InputError
 from jaxcircuits.progress import progress
@@ -96,18 +96,18 @@ def merge_statistics(
             _few([place / kind / name for name in names], layout, scratch / kind) for kind, layout in LAYOUTS.items()
         )
         counts = from_table(pa.concat_tables([FEATURES.schema.empty_table(), *merged(features, FEATURES)]))
-        derived, final = scratch / f"derived{SUFFIX}", scratch / "final.parquet"
-        tests = derive(merged(pairs, PAIRS), derived, counts, min_stories, complete=not cut)
+        every, final = scratch / f"every{SUFFIX}", scratch / "final.parquet"
+        tests = judge(merged(pairs, PAIRS), every, counts, min_stories, complete=not cut)
         facts = {
             "min_stories": min_stories,
             "interval": estimates.LEVEL,
-            "tested": int(tests.counted.sum()),
+            "tested": tests.number,
             "hypotheses_association": tests.hypotheses,
             "prior_mean": tests.prior.mean,
             "prior_variance": tests.prior.variance,
             "edges_cut": cut,
         }
-        finish(derived, final, tests, facts)
+        finish(every, final, tests, counts, min_stories, facts)
         os.replace(final, directory / FILE)
 
 

@@ -39,6 +39,9 @@ LEVEL = 0.95
 BLOCK = 64
 """Entries of a matrix product that cost as much as one of its entries by itself."""
 
+PIECE = 512
+"""Entries that are computed by themselves at once."""
+
 FloatN = Float[np.ndarray, "n"]
 IntN = Int[np.ndarray, "n"]
 
@@ -138,9 +141,8 @@ def association(counts: FeatureCounts, source: IntN, target: IntN, offset: IntN,
         mine = offset == apart
         later, earlier = counts.target.position[:, apart:], counts.source_rates[:, : width - apart]
         expected[mine] = _products(later, earlier, t[mine], s[mine])
-    weights = counts.pairs / max(counts.pairs[0], 1)
     sources, targets = counts.autocorrelations
-    alike = _products(targets[:, 1:], sources[:, 1:] * weights[1:], t, s)
+    alike = _products(targets, sources, t, s)
     return expected, _two_sided(both, expected, np.maximum(1.0, 1 + 2 * alike))
 
 
@@ -148,20 +150,28 @@ def _products(
     left: Float[np.ndarray, "target bin"], right: Float[np.ndarray, "source bin"], row: IntN, column: IntN
 ) -> FloatN:
     """Entries of `left @ right.T`. Neighbours in a sorted list of pairs share their features, so whole blocks pay."""
-    (rows, row), (columns, column) = (np.unique(index, return_inverse=True) for index in (row, column))
+    (rows, row), (columns, column) = _used(row, len(left)), _used(column, len(right))
     if len(rows) * len(columns) <= BLOCK * len(row):
         return (left[rows] @ right[columns].T)[row, column]
-    return np.einsum("nb,nb->n", left[rows][row], right[columns][column])
+    pieces = np.array_split(np.arange(len(row)), len(row) // PIECE + 1)
+    return np.concatenate([np.einsum("nb,nb->n", left[rows[row[p]]], right[columns[column[p]]]) for p in pieces])
+
+
+def _used(index: IntN, n: int) -> tuple[Int[np.ndarray, "_used"], IntN]:
+    """Which of `n` rows an index uses, and the index among these."""
+    used = np.zeros(n, bool)
+    used[index] = True
+    return np.flatnonzero(used), (used.cumsum() - 1)[index]
 
 
 def _two_sided(both: FloatN, expected: FloatN, spread: FloatN) -> FloatN:
     """Twice the smaller tail, at most 1. By integrals, which keep their digits far out."""
     mean = np.maximum(expected, 1e-300)
+    above = np.ones(len(both))
     clustered = spread > 1 + 1e-6
-    safe = np.where(clustered, spread, 2.0)
-    negative_binomial = special.betainc(np.maximum(both, 1), mean / (safe - 1), 1 - 1 / safe)
-    above = np.where(clustered, negative_binomial, special.gammainc(np.maximum(both, 1), mean))
-    above = np.where(both > 0, above, 1.0)
+    some, alone = (both > 0) & clustered, (both > 0) & ~clustered  # as indices: `where` of gammainc corrupts memory
+    above[some] = special.betainc(both[some], mean[some] / (spread[some] - 1), 1 - 1 / spread[some])
+    above[alone] = special.gammainc(both[alone], mean[alone])
     below = special.gammaincc(both / spread + 1, mean / spread)
     return np.minimum(1.0, 2 * np.minimum(above, below))
 
@@ -228,8 +238,10 @@ def false_discovery(p: FloatN, hypotheses: int | None = None) -> FloatN:
     >>> false_discovery(np.array([0.01, 0.02, 0.9]), 10).tolist()
     [0.1, 0.1, 1.0]
     """
-    from scipy import stats  # a second to import
-
     if not len(p):
         return p
-    return np.minimum(1.0, stats.false_discovery_control(p) * max(1.0, (hypotheses or len(p)) / len(p)))
+    order = np.argsort(p)
+    q = p[order] * max(len(p), hypotheses or 0) / np.arange(1, len(p) + 1)
+    out = np.empty_like(q)
+    out[order] = np.minimum(1.0, np.minimum.accumulate(q[::-1])[::-1])
+    return out

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxcircuits.bulk.merging import Columns, Layout, added
+from jaxcircuits.bulk.sorting import Groups, in_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,45 +73,53 @@ def _every_position(length: Int[np.ndarray, "n"], first: Int[np.ndarray, "n"]) -
     """Of all counted positions, which pair with how many later ones, and which positions there are."""
     counted = np.maximum(length - first, 0)
     within = np.arange(counted.sum()) - np.repeat(np.cumsum(counted) - counted, counted)
-    nothing = np.zeros(len(within), np.int64)
-    ones = np.ones(len(within))
-    room = _histogram(ALL, ROOM, nothing - 1, np.repeat(counted, counted) - 1 - within, ones)
-    position = _histogram(ALL, POSITION, nothing - 1, within + np.repeat(first, counted), ones)
-    return tuple(np.concatenate(pair) for pair in zip(room, position, strict=True))
+    nothing, ones = np.zeros(len(within), np.int64), np.ones(len(within))
+    room = _histogram(ALL, ROOM, nothing, np.repeat(counted, counted) - 1 - within, ones)
+    position = _histogram(ALL, POSITION, nothing, within + np.repeat(first, counted), ones)
+    side, feature, *others = (np.concatenate(pair) for pair in zip(room, position, strict=True))
+    return side, feature - 1, *others
 
 
-def _histogram(side: int, kind: int, feature: np.ndarray, at: np.ndarray, act: np.ndarray) -> Rows:
-    keys, index = np.unique(feature.astype(np.int64) << 32 | at.astype(np.int64), return_inverse=True)
-    sums = [np.bincount(index, weights, len(keys)) for weights in (None, act, act**2)]
+def _histogram(side: int, kind: int, feature: np.ndarray, at: np.ndarray, act: np.ndarray | None = None) -> Rows:
+    number, order = in_order(feature, at)
+    groups = Groups.of(number)
+    first = order.take(groups.starts)
+    total = squares = np.zeros(len(first))
+    if act is not None:
+        act = act.take(order)
+        total, squares = groups.add(act), groups.add(act * act)
     return (
-        np.full(len(keys), side),
-        keys >> 32,
-        np.full(len(keys), kind),
-        keys & 0xFFFFFFFF,
-        *(s.astype(np.float64) for s in sums),
+        np.full(len(first), side),
+        feature.take(first),
+        np.full(len(first), kind),
+        at.take(first),
+        groups.sizes.astype(np.float64),
+        total,
+        squares,
     )
 
 
 def _lags(side: int, prompt: np.ndarray, pos: np.ndarray, feature: np.ndarray) -> Rows:
     """How often a feature that is active is active again, by the number of positions in between."""
-    order = np.lexsort((pos, prompt, feature))
-    prompt, pos, feature = prompt[order], pos[order], feature[order]
-    of, apart = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    _, order = in_order(feature, prompt, pos)
+    of, apart = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    prompt, pos, feature = (values.take(order) for values in (prompt, pos, feature))
+    own = Groups.of(feature, prompt).row
     at = np.arange(len(pos))
     step = 0
     while len(at):  # the next activation, the one after it ..., as long as any is the same feature's in the same prompt
         step += 1
-        at = at[at + step < len(pos)]
-        at = at[(feature[at] == feature[at + step]) & (prompt[at] == prompt[at + step])]
-        of.append(feature[at].astype(np.int64))
-        apart.append((pos[at + step] - pos[at]).astype(np.int64))
-    feature, lag = np.concatenate(of), np.concatenate(apart)
-    return _histogram(side, LAG, feature, lag, np.zeros(len(lag)))
+        at = at[: np.searchsorted(at, len(pos) - step)]
+        at = at[own[at] == own[at + step]]
+        of.append(feature[at])
+        apart.append(pos[at + step] - pos[at])
+    return _histogram(side, LAG, np.concatenate(of), np.concatenate(apart))
 
 
 def _stories(side: int, prompt: np.ndarray, feature: np.ndarray) -> Rows:
-    feature = np.unique(feature.astype(np.int64) << 32 | prompt.astype(np.int64)) >> 32
-    return _histogram(side, STORIES, feature, np.zeros(len(feature), np.int64), np.zeros(len(feature)))
+    number, order = in_order(feature, prompt)
+    feature = feature.take(order).take(Groups.of(number).starts)
+    return _histogram(side, STORIES, feature, np.zeros(len(feature), np.int64))
 
 
 @dataclass(frozen=True)
@@ -137,9 +146,13 @@ class Side:
 
     def rows(self, feature: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
         """The rows of some features."""
-        at = np.searchsorted(self.features, feature)
-        found = np.append(self.features, -1)[at] == feature
-        return np.where(found, at, -1)
+        return self._row.take(feature, mode="clip")
+
+    @cached_property
+    def _row(self) -> Int[np.ndarray, "_n"]:
+        row = np.full(self.features.max(initial=0) + 2, -1)
+        row[self.features] = np.arange(len(self.features))
+        return row
 
 
 @dataclass(frozen=True)
@@ -165,8 +178,13 @@ class FeatureCounts:
 
     @cached_property
     def autocorrelations(self) -> tuple[Float[np.ndarray, "_source offset"], Float[np.ndarray, "_target offset"]]:
-        """Of sources and of targets being active, by the number of positions in between, within prompts."""
-        return self._autocorrelation(self.source), self._autocorrelation(self.target)
+        """Of sources and of targets being active, by the number of positions in between, within prompts.
+
+        From 1 on. Those of sources are times the share of position pairs so far apart.
+        """
+        source, target = (self._autocorrelation(side)[:, 1:] for side in (self.source, self.target))
+        source *= self.pairs[1:] / max(self.pairs[0], 1)
+        return source, target
 
     def _autocorrelation(self, side: Side) -> Float[np.ndarray, "row offset"]:
         share = (side.count[:, 0] / max(self.pairs[0], 1))[:, None]
@@ -191,7 +209,7 @@ def _side(columns: dict[str, np.ndarray], side: int, width: int) -> Side:
     mine = {name: values[columns["side"] == side] for name, values in columns.items()}
     features, row = np.unique(mine["feature"], return_inverse=True)
 
-    def dense(kind: int, name: str) -> np.ndarray:
+    def dense(kind: int, name: str, width: int = width) -> np.ndarray:
         of = mine["kind"] == kind
         out = np.zeros((len(features) + 1, width))
         out[row[of], mine["bin"][of]] = mine[name][of]
@@ -207,5 +225,5 @@ def _side(columns: dict[str, np.ndarray], side: int, width: int) -> Side:
         at_least("squares"),
         dense(POSITION, "count"),
         dense(LAG, "count"),
-        dense(STORIES, "count")[:, 0],
+        dense(STORIES, "count", 1)[:, 0],
     )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from jaxcircuits.bulk.scratch import scratch_batches, scratch_writer
+from jaxcircuits.bulk.sorting import Groups
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,45 +86,13 @@ def added(columns: Columns, layout: Layout) -> dict[str, np.ndarray]:
     groups = Groups.of(number.take(order))
     first = order.take(groups.starts)
     out = {name: columns[name].take(first) for name in layout.key}
-    out |= {name: groups.add(columns[name].take(order)) for name in layout.sums}
+    row = np.empty_like(order)
+    row[order] = groups.row
+    out |= {name: np.bincount(row, columns[name], len(first)) for name in layout.sums}
     if layout.largest:
         at = order.take(groups.greatest(columns["largest_size"].take(order)))
         out |= {f"largest_{name}": columns[f"largest_{name}"].take(at) for name in LARGEST}
     return out
-
-
-class Groups(NamedTuple):
-    """Runs of rows with equal keys.
-
-    Attributes:
-        starts: Where each begins.
-        sizes: How many rows each has.
-    """
-
-    starts: Int[np.ndarray, "_n"]
-    sizes: Int[np.ndarray, "_n"]
-
-    @classmethod
-    def of(cls, *keys: Int[np.ndarray, "n"]) -> "Groups":
-        """The runs in which all keys are equal."""
-        changes = np.zeros(len(keys[0]), bool)
-        changes[:1] = True
-        for key in keys:
-            changes[1:] |= key[1:] != key[:-1]
-        starts = np.flatnonzero(changes)
-        return cls(starts, np.diff(starts, append=len(changes)))
-
-    def add(self, values: np.ndarray) -> Float[np.ndarray, "_n"]:
-        """The sum of each run, in float64."""
-        return np.add.reduceat(values, self.starts, dtype=np.float64)
-
-    def greatest(self, values: np.ndarray) -> Int[np.ndarray, "_n"]:
-        """The first place of the greatest value of each run."""
-        if not len(self.starts):
-            return self.starts
-        at = np.flatnonzero(values == np.repeat(np.maximum.reduceat(values, self.starts), self.sizes))
-        group = np.searchsorted(self.starts, at, side="right")
-        return at.take(Groups.of(group).starts)
 
 
 class _Stream:

@@ -1,11 +1,13 @@
 """What the edges of one pair of features add up to: additive tables, one row a (target, source, offset)."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
 
-from jaxcircuits.bulk.merging import Columns, Groups, Layout
+from jaxcircuits.bulk.merging import Columns, Layout
+from jaxcircuits.bulk.sorting import Groups, in_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,6 +28,9 @@ SUMS = (
     "edges_3",  # sum n^3
 )
 
+BLOCK = 2**16
+"""Edges that are summed at once: as many as a core's cache holds."""
+
 
 def _number(columns: Columns) -> Int[np.ndarray, "n"]:
     target, source, offset = (columns[name].astype(np.int64) for name in PAIRS.key)
@@ -37,61 +42,54 @@ PAIRS = Layout(dict.fromkeys(("target_feature", "source_feature", "offset"), np.
 
 def pair_sums(edges: "pa.Table") -> "pa.Table":
     """Sums over edges and over stories' sums, float64, whatever the order of the edges."""
-    prompt, pos, earlier = (edges[name].to_numpy() for name in ("prompt", "target_pos", "source_pos"))
-    keys = dict(
-        zip(
-            PAIRS.key,
-            (edges["target_feature"].to_numpy(), edges["source_feature"].to_numpy(), pos - earlier),
-            strict=True,
-        )
+    import pyarrow as pa
+
+    columns = {name: edges[name].to_numpy() for name in _READ}
+    prompt, pos = columns["prompt"], columns["target_pos"]
+    if not np.all((prompt[1:] > prompt[:-1]) | ((prompt[1:] == prompt[:-1]) & (pos[1:] >= pos[:-1]))):
+        order = np.lexsort((pos, prompt))  # as an engine lists them
+        columns = {name: values.take(order) for name, values in columns.items()}
+    columns["offset"] = columns["target_pos"] - columns.pop("source_pos")
+    pair, order = in_order(*(columns[name] for name in PAIRS.key))
+    bounds = [*np.unique(np.searchsorted(pair, pair[::BLOCK])), len(pair)]  # between pairs
+    blocks = [slice(*ends) for ends in pairwise(bounds)]
+    return pa.concat_tables(
+        [PAIRS.schema.empty_table(), *(_block(pair[rows], order[rows], columns) for rows in blocks)]
     )
-    pair, order = _sorted(keys, prompt, pos)
-    pairs, stories = Groups.of(pair), Groups.of(pair, prompt.take(order))
+
+
+_READ = ("prompt", "target_pos", "target_feature", "source_pos", "source_feature")
+_READ += ("attribution", "source_act", "target_act")
+
+
+def _block(pair: Int[np.ndarray, "n"], order: Int[np.ndarray, "n"], edges: Columns) -> "pa.Table":
+    """The sums of the edges `order`, which are sorted by pair, prompt and position."""
+    prompt, attribution, source_act, target_act = (
+        edges[name].take(order) for name in ("prompt", "attribution", "source_act", "target_act")
+    )
+    pairs, stories = Groups.of(pair), Groups.of(pair, prompt)
     of_story = Groups.of(pair.take(stories.starts))
-    attribution, source_act, target_act = (
-        edges[name].to_numpy().take(order) for name in ("attribution", "source_act", "target_act")
-    )
-    wide = attribution.astype(np.float64)
-    n, total = stories.sizes.astype(np.float64), stories.add(wide)
+    wide, size = attribution.astype(np.float64), np.abs(attribution)
+    n, total, story_n = pairs.sizes, stories.add(wide), stories.sizes.astype(np.float64)
+    both = (source_act != 0) & (target_act > 0)
     sums = {
-        "edges": pairs.sizes,
-        "both_active": pairs.add((source_act != 0) & (target_act > 0)),
+        "edges": n,
+        "both_active": n if both.all() else pairs.add(both),
         "positive": pairs.add(attribution > 0),
-        "total": pairs.add(wide),
-        "absolute": pairs.add(np.abs(wide)),
+        "total": of_story.add(total),
+        "absolute": pairs.add(size),
         "squares": pairs.add(wide * wide),
         "weighted": pairs.add(wide * target_act),
         "product": pairs.add(source_act.astype(np.float64) * target_act),
         "stories": of_story.sizes,
         "story_squares": of_story.add(total * total),
-        "story_cross": of_story.add(total * n),
-        "edges_2": of_story.add(n * n),
-        "edges_3": of_story.add(n * n * n),
+        "story_cross": of_story.add(total * story_n),
+        "edges_2": of_story.add(story_n * story_n),
+        "edges_3": of_story.add(story_n * story_n * story_n),
     }
-    first = order.take(pairs.starts)
-    columns = {name: values.take(first) for name, values in keys.items()}
-    largest = pairs.greatest(np.abs(attribution))
-    value, at = attribution[largest], order[largest]
-    columns |= {"largest_size": np.abs(value), "largest_value": value}
-    columns |= {"largest_prompt": -prompt[at], "largest_pos": -pos[at]}
+    first, at = order.take(pairs.starts), pairs.greatest(size)
+    largest = order.take(at)
+    columns = {name: edges[name].take(first) for name in PAIRS.key}
+    columns |= {"largest_size": size.take(at), "largest_value": attribution.take(at)}
+    columns |= {"largest_prompt": -prompt.take(at), "largest_pos": -edges["target_pos"].take(largest)}
     return PAIRS.table(columns | sums)
-
-
-def _sorted(
-    keys: Columns, prompt: Int[np.ndarray, "n"], pos: Int[np.ndarray, "n"]
-) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-    """A number for each pair, ascending, and which edge that is: those of a pair by prompt and position."""
-    bits = [int(values.max(initial=0)).bit_length() for values in keys.values()]
-    rows = len(prompt).bit_length()
-    listed = np.all((prompt[1:] > prompt[:-1]) | ((prompt[1:] == prompt[:-1]) & (pos[1:] >= pos[:-1])))
-    if not listed or sum(bits) + rows > 63:
-        number = _number(keys)
-        order = np.lexsort((pos, prompt, number))
-        return number.take(order), order
-    # As an engine lists them. Pair and edge in one number are sorted several times as fast as pairs in a stable order.
-    packed = np.zeros(len(prompt), np.int64)
-    for values, width in (*zip(keys.values(), bits, strict=True), (np.arange(len(prompt)), rows)):
-        packed <<= width
-        packed |= values
-    packed.sort()
-    return packed >> rows, packed & (1 << rows) - 1

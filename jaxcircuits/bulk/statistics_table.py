@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxcircuits.ahead import Ahead
+from jaxcircuits.ahead import Ahead, each_ahead
 from jaxcircuits.bulk import estimates
 from jaxcircuits.bulk.feature_counts import FeatureCounts
+from jaxcircuits.bulk.merging import Columns
+from jaxcircuits.bulk.pair_sums import PAIRS
 from jaxcircuits.bulk.scratch import scratch_batches, scratch_writer
 from jaxcircuits.bulk.store import ROWS, encodings
 
@@ -55,75 +58,118 @@ STATISTICS: dict[str, str] = {
 """The columns of `statistics.parquet`, and what they mean. Source: `expected` and `twera` are the ERA and TWERA of
 Ameisen et al. 2025, "Circuit tracing", with this run's derivative in place of a virtual weight."""
 
+TESTED = 2**16
+"""Tested pairs at most that are looked at together."""
+
 NAMES = ("target_feature", "source_feature", "offset")
 COUNTS = ("edges", "both_active", "target_active", "source_active", "position_pairs", "stories")
 COUNTS += ("largest_prompt", "largest_target_pos", "largest_source_pos")
 
 
-_JUDGED = ("mean", "standard_error", "mean_absolute", "p_mean", "p_association")
+_JUDGED = ("mean", "error", "scale", "p_mean", "chance", "p_association")
 
 
 class Tests:
-    """What a run as a whole is judged by: `counted` says which pairs are tested; else one entry a tested pair."""
+    """What a run as a whole is judged by, one entry a tested pair."""
 
-    def __init__(self, counted: list[np.ndarray], found: list[tuple[np.ndarray, ...]], hypotheses: int | None) -> None:
-        self.counted = np.concatenate([np.zeros(0, bool), *counted])
-        mean, error, scale, p_mean, p_association = (
-            np.concatenate([np.zeros(0), *(f[i] for f in found)]) for i in range(5)
+    def __init__(self, found: list[tuple[np.ndarray, ...]], hypotheses: int | None) -> None:
+        mean, error, scale, p_mean, self.chance, self.p_association = (
+            np.concatenate([np.zeros(0), *(f[i] for f in found)]) for i in range(len(_JUDGED))
         )
+        self.number = len(mean)
         self.hypotheses = hypotheses
         self.prior = estimates.fit_prior(mean, error, scale)
         self.shrunk = estimates.shrink(mean, error, scale, self.prior)
         self.q_mean = estimates.false_discovery(p_mean)
         self.q_association = (
-            np.full(len(p_mean), np.nan) if hypotheses is None else estimates.false_discovery(p_association, hypotheses)
+            np.full(len(mean), np.nan)
+            if hypotheses is None
+            else estimates.false_discovery(self.p_association, hypotheses)
         )
 
 
-def derive(
-    merged: Iterable["pa.Table"], derived: Path, counts: FeatureCounts | None, least: int, *, complete: bool
+def judge(
+    merged: Iterable["pa.Table"], file: Path, counts: FeatureCounts | None, least: int, *, complete: bool
 ) -> Tests:
-    """Writes everything that needs one pair alone.
+    """Looks at all pairs before anything is said of one.
 
     Args:
         merged: Merged sums, one row a pair (`pair_sums`), some at a time.
-        derived: The file to write.
+        file: Where to keep them for `finish`.
         counts: Of features; `None` where they are unknown.
         least: Stories that a tested pair has at least.
         complete: Whether no edge was cut, so that joint activations can be compared with chance.
     """
-    import pyarrow as pa
+    offsets = set()
+    with scratch_writer(file, PAIRS.schema) as write:
 
-    counted, found, offsets = [], [], set()
-    schema = pa.schema(dict.fromkeys(STATISTICS, pa.float64()))
-    with scratch_writer(derived, schema) as write:
-        for table in merged:
-            columns = {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}
-            out, tested = _one_batch(columns, counts, least, complete)
-            counted.append(tested)
-            found.append(tuple(out[n][tested] for n in _JUDGED))
-            offsets |= set(np.unique(columns["offset"]).tolist())
-            write(pa.table({name: values.astype(np.float64, copy=False) for name, values in out.items()}, schema))
+        def tested() -> Iterator[Columns]:
+            for table in merged:
+                write(table)
+                columns = _columns(table)
+                offsets.update(np.flatnonzero(np.bincount(columns["offset"])).tolist())
+                enough = columns["stories"] >= least
+                if enough.any():
+                    yield {name: values[enough] for name, values in columns.items()}
+
+        with closing(each_ahead(_joined(tested(), TESTED))) as batches:  # nothing writes once this is left
+            found = [_judged(columns, counts if complete else None) for columns in batches]
     hypotheses = None
     if counts is not None and complete:  # every pair that could have been found, whether or not it ever was
         often = [int((side.stories >= least).sum()) for side in (counts.source, counts.target)]
         hypotheses = max(often[0] * often[1] * len(offsets), sum(len(f[0]) for f in found))
-    return Tests(counted, found, hypotheses)
+    return Tests(found, hypotheses)
 
 
-def _one_batch(
-    c: Mapping[str, np.ndarray], counts: FeatureCounts | None, least: int, complete: bool
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    n = len(c["edges"])
-    undefined = np.full(n, np.nan)
-    tested = c["stories"] >= least
-    mean = estimates.clustered_mean(
+def _judged(c: Columns, counts: FeatureCounts | None) -> tuple[np.ndarray, ...]:
+    """The columns `_JUDGED` of tested pairs."""
+    mean = _mean(c)
+    _, p = estimates.zero_mean(c["total"], c["story_squares"], c["stories"])
+    chance, p_association = (np.full(len(p), np.nan) for _ in range(2))
+    if counts is not None:
+        source, target, offset = c["source_feature"], c["target_feature"], c["offset"]
+        chance, p_association = estimates.association(counts, source, target, offset, c["both_active"])
+    return mean.mean, mean.error, c["absolute"] / c["edges"], p, chance, p_association
+
+
+def _mean(c: Columns) -> estimates.Mean:
+    return estimates.clustered_mean(
         c["edges"], c["total"], c["story_squares"], c["story_cross"], c["edges_2"], c["edges_3"]
     )
+
+
+def finish(
+    file: Path, final: Path, tests: Tests, counts: FeatureCounts | None, least: int, facts: Mapping[str, Any]
+) -> None:
+    """Writes `statistics.parquet` from what `judge` kept and found, with `facts` about the run."""
+    import pyarrow.parquet as pq
+
+    schema = _schema(facts)
+    first = 0
+    with pq.ParquetWriter(final, schema, **encodings(schema)) as writer, Ahead() as ahead:
+        for c in _joined(map(_columns, scratch_batches(file)), ROWS):
+            tested = c["stories"] >= least
+            mine = slice(first, first + int(tested.sum()))
+            first = mine.stop
+            ahead.submit(writer.write_table, _table(_described(c, tests, tested, mine, counts), schema))
+
+
+def _described(
+    c: Columns, tests: Tests, tested: np.ndarray, mine: slice, counts: FeatureCounts | None
+) -> dict[str, np.ndarray]:
+    """All columns of some pairs; `mine` are the entries of those that are tested."""
+    n = len(tested)
+
+    def judged(values: np.ndarray) -> np.ndarray:
+        out = np.full(n, np.nan)
+        out[tested] = values
+        return out
+
+    mean = _mean(c)
     low, high = estimates.confidence_interval(mean)
     z, p = estimates.zero_mean(c["total"], c["story_squares"], c["stories"])
     target, source, offset = c["target_feature"], c["source_feature"], c["offset"]
-    out = {name: undefined for name in STATISTICS} | {
+    out = dict.fromkeys(STATISTICS, np.full(n, np.nan)) | {
         "target_feature": target,
         "source_feature": source,
         "offset": offset,
@@ -136,12 +182,17 @@ def _one_batch(
         "degrees": mean.degrees,
         "mean_low": low,
         "mean_high": high,
+        "mean_shrunk": judged(tests.shrunk[mine]),
         "mean_absolute": c["absolute"] / c["edges"],
         "variance": np.maximum(c["squares"] / c["edges"] - mean.mean**2, 0),
         "share_positive": c["positive"] / c["edges"],
         "sum": c["total"],
         "z": z,
         "p_mean": np.where(tested, p, np.nan),
+        "q_mean": judged(tests.q_mean[mine]),
+        "chance": judged(tests.chance[mine]),
+        "p_association": judged(tests.p_association[mine]),
+        "q_association": judged(tests.q_association[mine]),
         "largest_attribution": c["largest_value"],
         "largest_prompt": -c["largest_prompt"],
         "largest_target_pos": -c["largest_pos"],
@@ -158,43 +209,21 @@ def _one_batch(
                 "expected": np.where(often > 0, c["total"] / often, np.nan),
                 "twera": np.where(weight > 0, c["weighted"] / weight, np.nan),
             }
-    if counts is not None and complete:
-        chance, p = undefined.copy(), undefined.copy()
-        few = (source[tested], target[tested], offset[tested], c["both_active"][tested])
-        chance[tested], p[tested] = estimates.association(counts, *few)
-        together = estimates.correlation(counts, source, target, offset, c["product"])
-        out |= {"chance": chance, "p_association": p, "correlation": together}
-    return out, tested
+    if counts is not None and tests.hypotheses is not None:
+        out["correlation"] = estimates.correlation(counts, source, target, offset, c["product"])
+    return out
 
 
-def finish(derived: Path, final: Path, tests: Tests, facts: Mapping[str, Any]) -> None:
-    """Writes the file: what needs all pairs is added, and `facts` about the run."""
-    import pyarrow.parquet as pq
-
-    schema = _schema(facts)
-    first = tested_first = 0
-    with pq.ParquetWriter(final, schema, **encodings(schema)) as writer, Ahead() as ahead:
-        for columns in _batches(derived):
-            n = len(columns["edges"])
-            tested = tests.counted[first : first + n]
-            mine = slice(tested_first, tested_first + int(tested.sum()))
-            first, tested_first = first + n, mine.stop
-            for name, values in (
-                ("mean_shrunk", tests.shrunk[mine]),
-                ("q_mean", tests.q_mean[mine]),
-                ("q_association", tests.q_association[mine]),
-            ):
-                columns[name] = np.full(n, np.nan)
-                columns[name][tested] = values
-            ahead.submit(writer.write_table, _table(columns, schema))
+def _columns(table: "pa.Table | pa.RecordBatch") -> dict[str, np.ndarray]:
+    return {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}
 
 
-def _batches(file: Path) -> Iterator[dict[str, np.ndarray]]:
-    """The rows of the file, as many at a time as a row group holds."""
-    kept: list[pa.RecordBatch] = []
-    for batch in chain(scratch_batches(file), [None]):
-        if kept and (batch is None or sum(len(b) for b in kept) + len(batch) > ROWS):
-            yield {n: np.concatenate([b.column(n).to_numpy() for b in kept]) for n in STATISTICS}
+def _joined(batches: Iterable[Columns], rows: int) -> Iterator[dict[str, np.ndarray]]:
+    """As many batches at a time as have no more rows than these together."""
+    kept: list[Columns] = []
+    for batch in chain(batches, [None]):
+        if kept and (batch is None or sum(len(b["offset"]) for b in (*kept, batch)) > rows):
+            yield {name: np.concatenate([b[name] for b in kept]) for name in kept[0]}
             kept = []
         kept += [] if batch is None else [batch]
 

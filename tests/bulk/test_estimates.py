@@ -88,6 +88,15 @@ def test_false_discoveries_of_means_under_flips_of_stories(null_share: float) ->
     assert found > 0.7 * 20 * 2000 * (1 - null_share) or null_share == 1
 
 
+def test_q_values_are_scipys() -> None:
+    from scipy import stats
+
+    p = np.random.default_rng(0).integers(0, 50, 200) / 50
+    np.testing.assert_allclose(false_discovery(p), stats.false_discovery_control(p), rtol=1e-15)
+    others = false_discovery(np.append(p, np.ones(100)))[:200]
+    np.testing.assert_allclose(false_discovery(p, 300), others, rtol=1e-15)
+
+
 def test_a_t_statistic_would_discover_much_under_flips() -> None:
     from scipy import stats
 
