@@ -75,6 +75,11 @@ class Place:
         found = self.fs.find(self.path(below) if below else self.root, detail=True)
         return {path[len(self.root) + 1 :]: entry["size"] for path, entry in found.items()}
 
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        self.fs.invalidate_cache()
+        return self.fs.size(self.path(name))
+
     def sha256(self, name: str) -> str:
         """The SHA-256 of a file, in hexadecimal."""
         with self.open(name) as file:

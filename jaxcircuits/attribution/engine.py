@@ -6,9 +6,10 @@
 4. List every kept pair of a target and a source as an edge (`listing`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -247,23 +248,34 @@ class Engine:
         return listed.edges, listed.targets
 
     def listed(self, prompts: Prompts, targets: Named = None) -> Listed:
-        """`run`, and the sources that are active. While one batch is listed, the next is computed."""
+        """`run`, and the sources that are active."""
+        with Ahead() as ahead:
+            return self.listing(prompts, targets, ahead)()
+
+    def listing(self, prompts: Prompts, targets: Named, ahead: Ahead) -> Callable[[], Listed]:
+        """Computes what `listed` returns; to be called for it, on any thread, before `ahead` ends.
+
+        While one batch is listed by `ahead`, the next is computed, and so are further prompts.
+        """
         for row, tokens in prompts:
             check_tokens(tokens, self.bundle, row)
-        if not prompts:
-            return Listed(*(concatenate([], c) for c in (self.edge_columns, self.target_columns, SOURCE_COLUMNS)))
-        plan = self.plan or self.make_plan(prompts, targets)
-        if self.settings.derivative == "integrated" and self.baseline is None:
-            self.fit_baseline([prompts])
-        with Ahead() as ahead:
-            batches = self._batches(prompts, plan)
-            parts = [part for batch, shape in batches for part in self._run(batch, shape, targets, ahead)]
-        edges, found, sources = zip(*(part.result() for part in parts), strict=True)
-        return Listed(
-            _by_prompt(concatenate(edges, self.edge_columns)),
-            _by_prompt(concatenate(found, self.target_columns)),
-            _by_prompt(concatenate(sources, SOURCE_COLUMNS)),
-        )
+        parts: list[Future] = []
+        if prompts:
+            plan = self.plan or self.make_plan(prompts, targets)
+            if self.settings.derivative == "integrated" and self.baseline is None:
+                self.fit_baseline([prompts])
+            for batch, shape in self._batches(prompts, plan):
+                parts += self._run(batch, shape, targets, ahead)
+
+        def listed() -> Listed:
+            edges, found, sources = zip(*(part.result() for part in parts), strict=True) if parts else ((), (), ())
+            return Listed(
+                _by_prompt(edges, self.edge_columns),
+                _by_prompt(found, self.target_columns),
+                _by_prompt(sources, SOURCE_COLUMNS),
+            )
+
+        return listed
 
     def _batches(self, prompts: Prompts, plan: Plan) -> Iterator[tuple[Prompts, Shape]]:
         by_shape: dict[Shape, list[tuple[int, np.ndarray]]] = {}
@@ -393,15 +405,16 @@ class Engine:
         return counted
 
 
-def _by_prompt(columns: Columns) -> Columns:
-    """Rows by prompt number; those of one prompt keep their order."""
-    prompt = columns["prompt"]
-    starts = np.flatnonzero(np.diff(prompt, prepend=-1))  # of runs of one prompt: whole runs move, not rows
-    order = np.argsort(prompt[starts], kind="stable")
-    if (np.diff(order) == 1).all():
-        return columns
-    runs = np.stack([starts, np.append(starts[1:], len(prompt))], 1)[order].tolist()
-    return {name: np.concatenate([values[a:b] for a, b in runs]) for name, values in columns.items()}
+def _by_prompt(parts: Sequence[Columns], columns: Mapping[str, type]) -> Columns:
+    """Rows of all parts by prompt number; those of one prompt keep their order."""
+    runs = []  # of rows of one prompt
+    for part in parts:
+        prompt = part["prompt"]
+        starts = np.flatnonzero(np.diff(prompt, prepend=-1))
+        bounds = pairwise([*starts.tolist(), len(prompt)])
+        runs += [(number, part, slice(*ends)) for number, ends in zip(prompt[starts].tolist(), bounds, strict=True)]
+    runs.sort(key=lambda run: run[0])
+    return concatenate([{name: part[name][rows] for name in columns} for _, part, rows in runs], columns)
 
 
 def check_tokens(tokens: Int[np.ndarray, "pos"], bundle: Bundle, row: int) -> None:

@@ -1,9 +1,9 @@
 """Statistics of edges over a corpus: one row a (target feature, source feature, offset).
 
-The offset is target position minus source position. A part of the corpus is summed into additive tables
-(`partial_statistics`), these into `statistics.parquet` (`merge_statistics`), whatever the parts were; what follows from
-the sums, and why, stands in `estimates`. Sums are float64. Merging reads files side by side (`merging`); in memory are
-a few numbers a tested pair (`statistics_table.Tests`), and the histograms of features.
+The offset is target position minus source position. A part of the corpus is brought in order (`partial_statistics`), of
+some parts sums are made (`merge_sums`), of all `statistics.parquet` (`merge_statistics`), whatever the parts were; what
+follows from the sums, and why, stands in `estimates`. Sums are float64. Merging reads files side by side (`merging`);
+in memory are a few numbers a tested pair (`statistics_table.Tests`), and the histograms of features.
 
 The mean, and whatever else is of attribution, is over the edges a run kept. Where `top_k` or `min_attribution` cut
 some, the file says how many (`edges_cut` in its metadata): `edges`, `both_active` and sums are then those of kept
@@ -13,18 +13,19 @@ edges, and what compares joint activations with chance is null.
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcircuits.bulk import estimates
 from jaxcircuits.bulk.feature_counts import FEATURES, feature_counts, from_table
-from jaxcircuits.bulk.merging import Layout, merged, write_merged
-from jaxcircuits.bulk.pair_sums import PAIRS, pair_sums
+from jaxcircuits.bulk.merging import merged
+from jaxcircuits.bulk.pair_edges import by_target
+from jaxcircuits.bulk.pair_sums import PAIRS, merged_pairs
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
 from jaxcircuits.bulk.run import Run
-from jaxcircuits.bulk.scratch import SUFFIX, write_scratch
+from jaxcircuits.bulk.scratch import SUFFIX, Columns, scratch_rows, scratch_writer, write_scratch
 from jaxcircuits.bulk.statistics_table import finish, judge
 from jaxcircuits.bulk.store import write_table
 from jaxcircuits.errors import InputError
@@ -40,12 +41,15 @@ MIN_STORIES = 5
 LAYOUTS = {"pairs": PAIRS, "features": FEATURES}
 """Kinds of sums, each in a directory of its own below `statistics/`."""
 
+PARTS = 8
+"""Whose edges are summed at once."""
+
 AT_ONCE = 16
-"""Files that are merged in one go."""
+"""Files of sums that are merged in one go."""
 
 
 def partial_statistics(edges: "pa.Table", activations: "pa.Table", prompts: "pa.Table") -> dict[str, "pa.Table"]:
-    """The additive sums of a part of a corpus. All of a prompt lies in one part.
+    """What the additive sums of a part of a corpus are made of. All of a prompt lies in one part.
 
     Args:
         edges: With the columns of `attribution.edges.EDGE_COLUMNS`.
@@ -55,24 +59,27 @@ def partial_statistics(edges: "pa.Table", activations: "pa.Table", prompts: "pa.
         prompts: `prompt`, `n_tokens`, `first_counted` of the part's prompts.
 
     Returns:
-        `"pairs"`, to be written to `statistics/pairs/`, and `"features"`, to `statistics/features/`.
+        `"pairs"`, the edges as sums are made of them, and `"features"`: what `statistics/pairs/` and
+        `statistics/features/` have of a part, if anything.
     """
-    return {"pairs": pair_sums(edges), "features": feature_counts(activations, prompts)}
+    return {"pairs": by_target(edges), "features": feature_counts(activations, prompts)}
 
 
 def merge_statistics(
     directory: Path,
     *,
-    sums: Sequence[str] | None = None,
+    sums: Mapping[str, Sequence[str]] | None = None,
+    edges: Sequence["pa.Table"] = (),
     targets: Sequence[str] | None = None,
     min_stories: int = MIN_STORIES,
 ) -> None:
-    """Writes `statistics.parquet` from the additive sums in `statistics/`, whole or not at all.
+    """Writes `statistics.parquet` from the additive tables in `statistics/`, whole or not at all.
 
     Args:
         directory: The run.
-        sums: Names of the files of sums that count, such as `part-00000.arrow`, in the order of their prompts; by
-            default all that are there.
+        sums: Names of the files that count, such as `part-00000.arrow`, by their directory in `statistics/`, in the
+            order of their prompts; by default all that are there.
+        edges: Tables of `pairs` that are in no file; their prompts come last.
         targets: Names of the files in `targets/` that say how many edges were cut; by default all that are there.
         min_stories: Pairs with edges in fewer prompts are neither tested nor shrunk.
 
@@ -84,8 +91,9 @@ def merge_statistics(
     if min_stories < 2:
         raise InputError(f"min_stories must be at least 2 (one story has no error), got {min_stories}.")
     place = directory / "statistics"
-    names = sorted(p.name for p in (place / "pairs").glob(f"*{SUFFIX}")) if sums is None else sums
-    if not names:
+    if sums is None:
+        sums = {kind: sorted(p.name for p in (place / kind).glob(f"*{SUFFIX}")) for kind in LAYOUTS}
+    if not sums["features"]:
         raise InputError(f"there are no statistics to merge in {place}; attribute a corpus first.")
     if targets is None:
         targets = [p.name for p in (directory / "targets").glob("*.parquet")]
@@ -93,11 +101,12 @@ def merge_statistics(
     with tempfile.TemporaryDirectory(prefix=".merging.", dir=place) as temporary, _readable(directory):
         scratch = Path(temporary)
         pairs, features = (
-            _few([place / kind / name for name in names], layout, scratch / kind) for kind, layout in LAYOUTS.items()
+            _few([place / kind / name for name in sums[kind]], kind, scratch / kind) for kind in ("pairs", "features")
         )
-        counts = from_table(pa.concat_tables([FEATURES.schema.empty_table(), *merged(features, FEATURES)]))
+        counted = map(FEATURES.table, _merged(features, "features"))
+        counts = from_table(pa.concat_tables([FEATURES.schema.empty_table(), *counted]))
         every, final = scratch / f"every{SUFFIX}", scratch / "final.parquet"
-        tests = judge(merged(pairs, PAIRS), every, counts, min_stories, complete=not cut)
+        tests = judge(merged_pairs(pairs, edges), every, counts, min_stories, complete=not cut)
         facts = {
             "min_stories": min_stories,
             "interval": estimates.LEVEL,
@@ -111,17 +120,29 @@ def merge_statistics(
         os.replace(final, directory / FILE)
 
 
-def merge_sums(files: Sequence[Path], kind: str, to: Any) -> None:
-    """Merges additive sums of one kind, in the order of their prompts, into one file, open for writing.
+def merge_sums(to: Any, kind: str, files: Sequence[Path], edges: Sequence["pa.Table"] = ()) -> None:
+    """Merges additive tables of one kind, in the order of their prompts, into one of sums.
+
+    Args:
+        to: A path, or a file that is open for writing.
+        kind: `"pairs"` or `"features"`.
+        files: Of earlier prompts.
+        edges: Of `pairs`, tables that are in no file.
 
     Raises:
         InputError: One of the files is damaged.
     """
-    with _readable(files[0].parent):
-        write_merged(to, files, LAYOUTS[kind])
+    readable = _readable(files[0].parent) if files else nullcontext()
+    with readable, scratch_writer(to, LAYOUTS[kind].schema) as write:
+        for columns in _merged(files, kind, edges):
+            write(LAYOUTS[kind].table(columns))
 
 
-def _few(files: Sequence[Path], layout: Layout, scratch: Path) -> Sequence[Path]:
+def _merged(files: Sequence[Path], kind: str, edges: Sequence["pa.Table"] = ()) -> Iterator[Columns]:
+    return merged_pairs(files, edges) if kind == "pairs" else merged(map(scratch_rows, files), LAYOUTS[kind])
+
+
+def _few(files: Sequence[Path], kind: str, scratch: Path) -> Sequence[Path]:
     """The same sums in no more files than are read at once."""
     scratch.mkdir(exist_ok=True)
     while len(files) > AT_ONCE:
@@ -129,7 +150,7 @@ def _few(files: Sequence[Path], layout: Layout, scratch: Path) -> Sequence[Path]
         level = sum(1 for _ in scratch.iterdir())
         files = [scratch / f"{level + i:05d}{SUFFIX}" for i in range(len(groups))]
         for file, group in zip(files, groups, strict=True):
-            write_merged(file, group, layout)
+            merge_sums(file, kind, group)
     return files
 
 
@@ -168,18 +189,23 @@ def statistics_of(
     known = {"n_tokens", "first_counted"} <= set(prompts.column_names) and all("activations" in part for part in kept)
     with tempfile.TemporaryDirectory() as scratch, progress(quiet) as bar:
         task = bar.add_task("statistics of edges", total=len(kept))
-        for kind in ("statistics/pairs", "statistics/features", "targets"):
-            (Path(scratch) / kind).mkdir(parents=True)
+        sums = Path(scratch) / "statistics"
+        for place in (sums / "pairs", sums / "features", Path(scratch) / "targets"):
+            place.mkdir(parents=True)
+        edges: list[pa.Table] = []
         for i, part in enumerate(kept):
-            first, last = part["prompts"]
+            name, (first, last) = f"part-{i:05d}", part["prompts"]
             few = prompts.slice(first, last - first)
             activations = read_part(run, part, "activations") if known else None
-            sums = partial_statistics(read_part(run, part, "edges", rows), *_or_nothing(activations, few))
-            for kind, table in sums.items():
-                write_scratch(Path(scratch) / "statistics" / kind / f"part-{i:05d}{SUFFIX}", table)
-            write_table(Path(scratch) / "targets" / f"part-{i:05d}.parquet", read_part(run, part, "targets"))
+            tables = partial_statistics(read_part(run, part, "edges", rows), *_or_nothing(activations, few))
+            edges.append(tables["pairs"])
+            if len(edges) == PARTS:
+                merge_sums(sums / "pairs" / f"{name}{SUFFIX}", "pairs", [], edges)
+                edges.clear()
+            write_scratch(sums / "features" / f"{name}{SUFFIX}", tables["features"])
+            write_table(Path(scratch) / "targets" / f"{name}.parquet", read_part(run, part, "targets"))
             bar.update(task, advance=1)
-        merge_statistics(Path(scratch), min_stories=min_stories)
+        merge_statistics(Path(scratch), edges=edges, min_stories=min_stories)
         return pq.read_table(Path(scratch) / FILE)
 
 

@@ -14,27 +14,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxcircuits.bulk.merging import Columns, Layout, added
+from jaxcircuits.bulk.merging import Layout, added
 from jaxcircuits.bulk.sorting import Groups, in_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ALL, SOURCE, TARGET = -1, 0, 1
-"""Sides: every counted position whatever is active there (feature -1), source features, target features."""
+"""Sides: every counted position, as if one feature were always active; source features; target features."""
 
 ROOM, POSITION, LAG, STORIES = 0, 1, 2, 3
 """Kinds of bins: positions after (before) it; its position; positions to a later activation; 0, once a story."""
 
 
-def _number(columns: Columns) -> Int[np.ndarray, "n"]:
-    side, feature, kind, at = (columns[name].astype(np.int64) for name in FEATURES.key)
-    return side + 1 << 60 | feature + 1 << 34 | kind << 32 | at
+FEATURES = Layout("bin", ("count", "total", "squares"))
+"""`bin` is one number for a side, feature, kind and place."""
 
 
-FEATURES = Layout(
-    {"side": np.int8, "feature": np.int32, "kind": np.int8, "bin": np.int32}, _number, ("count", "total", "squares")
-)
+def _bin(side: int, feature: Int[np.ndarray, "n"], kind: int, at: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+    return side + 1 << 60 | feature.astype(np.int64) << 34 | kind << 32 | at
+
+
+def _of_bin(number: Int[np.ndarray, "n"]) -> dict[str, Int[np.ndarray, "n"]]:
+    return {
+        "side": (number >> 60) - 1,
+        "feature": number >> 34 & (1 << 26) - 1,
+        "kind": number >> 32 & 3,
+        "at": number & (1 << 32) - 1,
+    }
 
 
 def feature_counts(activations: "pa.Table", prompts: "pa.Table") -> "pa.Table":
@@ -51,7 +58,7 @@ def feature_counts(activations: "pa.Table", prompts: "pa.Table") -> "pa.Table":
     import pyarrow as pa
 
     number, length, first = (prompts[name].to_numpy() for name in ("prompt", "n_tokens", "first_counted"))
-    rows = [_every_position(length, first)]
+    rows = _every_position(length, first)
     order = np.argsort(number)
     sides = activations["side"].to_numpy()
     for side in (SOURCE, TARGET):
@@ -60,43 +67,37 @@ def feature_counts(activations: "pa.Table", prompts: "pa.Table") -> "pa.Table":
         row = order[np.searchsorted(number, prompt, sorter=order)]
         room = length[row] - 1 - pos if side == SOURCE else pos - first[row]
         act = mine["activation"].to_numpy().astype(np.float64)
-        rows += [_histogram(side, ROOM, feature, room, act), _histogram(side, POSITION, feature, pos, act)]
+        rows += [_histogram(side, ROOM, feature, room, act), _histogram(side, POSITION, feature, pos)]
         rows += [_lags(side, prompt, pos, feature), _stories(side, prompt, feature)]
-    columns = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
-    return FEATURES.table(added(dict(zip(FEATURES.columns, columns, strict=True)), FEATURES))
+    bins, sums = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return FEATURES.table(added({"bin": bins, "sums": sums}, FEATURES))
 
 
-Rows = tuple[np.ndarray, ...]
+Rows = tuple[Int[np.ndarray, "_n"], Float[np.ndarray, "_n 3"]]
+"""Bins, and what `FEATURES` adds up of each."""
 
 
-def _every_position(length: Int[np.ndarray, "n"], first: Int[np.ndarray, "n"]) -> Rows:
+def _every_position(length: Int[np.ndarray, "n"], first: Int[np.ndarray, "n"]) -> list[Rows]:
     """Of all counted positions, which pair with how many later ones, and which positions there are."""
     counted = np.maximum(length - first, 0)
     within = np.arange(counted.sum()) - np.repeat(np.cumsum(counted) - counted, counted)
-    nothing, ones = np.zeros(len(within), np.int64), np.ones(len(within))
-    room = _histogram(ALL, ROOM, nothing, np.repeat(counted, counted) - 1 - within, ones)
-    position = _histogram(ALL, POSITION, nothing, within + np.repeat(first, counted), ones)
-    side, feature, *others = (np.concatenate(pair) for pair in zip(room, position, strict=True))
-    return side, feature - 1, *others
+    feature = np.zeros(len(within), np.int64)
+    return [
+        _histogram(ALL, ROOM, feature, np.repeat(counted, counted) - 1 - within),
+        _histogram(ALL, POSITION, feature, within + np.repeat(first, counted)),
+    ]
 
 
 def _histogram(side: int, kind: int, feature: np.ndarray, at: np.ndarray, act: np.ndarray | None = None) -> Rows:
     number, order = in_order(feature, at)
     groups = Groups.of(number)
-    first = order.take(groups.starts)
-    total = squares = np.zeros(len(first))
+    sums = np.zeros((len(groups.starts), len(FEATURES.sums)))
+    sums[:, 0] = groups.sizes
     if act is not None:
         act = act.take(order)
-        total, squares = groups.add(act), groups.add(act * act)
-    return (
-        np.full(len(first), side),
-        feature.take(first),
-        np.full(len(first), kind),
-        at.take(first),
-        groups.sizes.astype(np.float64),
-        total,
-        squares,
-    )
+        sums[:, 1], sums[:, 2] = groups.add(act), groups.add(act * act)
+    first = order.take(groups.starts)
+    return _bin(side, feature.take(first), kind, at.take(first)), sums
 
 
 def _lags(side: int, prompt: np.ndarray, pos: np.ndarray, feature: np.ndarray) -> Rows:
@@ -195,10 +196,12 @@ class FeatureCounts:
 
 def from_table(table: "pa.Table") -> FeatureCounts | None:
     """Reads merged histograms; `None` where no activation was given for one of the sides."""
-    columns = {name: table[name].to_numpy() for name in FEATURES.columns}
+    columns = _of_bin(table["bin"].to_numpy())
+    sums = table["sums"].combine_chunks().flatten().to_numpy().reshape(-1, len(FEATURES.sums))
+    columns |= dict(zip(FEATURES.sums, sums.T, strict=True))
     if not all((columns["side"] == side).any() for side in (SOURCE, TARGET)):
         return None
-    width = int(columns["bin"].max()) + 1
+    width = int(columns["at"].max()) + 1
     every = _side(columns, ALL, width)
     return FeatureCounts(
         every.count[0], every.position[0], _side(columns, SOURCE, width), _side(columns, TARGET, width)
@@ -212,7 +215,7 @@ def _side(columns: dict[str, np.ndarray], side: int, width: int) -> Side:
     def dense(kind: int, name: str, width: int = width) -> np.ndarray:
         of = mine["kind"] == kind
         out = np.zeros((len(features) + 1, width))
-        out[row[of], mine["bin"][of]] = mine[name][of]
+        out[row[of], mine["at"][of]] = mine[name][of]
         return out
 
     def at_least(name: str) -> np.ndarray:

@@ -1,40 +1,33 @@
-"""Additive tables merged: files, each sorted by its key, are read side by side, and rows of equal keys are added.
+"""Tables sorted by a key are read side by side, and rows of equal keys are added.
 
-Rows come out sorted, a batch at a time, so memory is a batch a file, whatever the files hold.
+Rows come out sorted, a batch at a time, so memory is a batch a table, whatever the tables hold.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
 
-from jaxcircuits.bulk.scratch import scratch_batches, scratch_writer
+from jaxcircuits.bulk.scratch import ROWS, Columns
 from jaxcircuits.bulk.sorting import Groups
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Columns = Mapping[str, np.ndarray]
-
 LARGEST = {"size": np.float32, "prompt": np.int32, "pos": np.int32, "value": np.float32}
-"""Fields of `largest`, the edge of largest |attribution| of a row. Prompt and position are negated, so that of equal
-ones the first is the largest."""
+"""Fields of `largest`, the edge of largest |attribution| of a row."""
 
 
 class Layout(NamedTuple):
     """What an additive table holds.
 
     Attributes:
-        key: Columns that say what a row is of, by their types.
-        number: One number for each key, in the order of the files.
-        sums: Columns that add up, float64.
+        key: The column, int64, that says what a row is of.
+        sums: What adds up, float64: in one column, `sums`, with as many numbers a row.
         largest: Whether there are columns `largest_*`, of which the greatest row counts.
     """
 
-    key: Mapping[str, type]
-    number: Callable[[Columns], Int[np.ndarray, "n"]]
+    key: str
     sums: tuple[str, ...]
     largest: bool = False
 
@@ -42,86 +35,78 @@ class Layout(NamedTuple):
     def columns(self) -> dict[str, type]:
         """All columns and their types."""
         largest = {f"largest_{name}": kind for name, kind in LARGEST.items()} if self.largest else {}
-        return dict(self.key) | dict.fromkeys(self.sums, np.float64) | largest
+        return {self.key: np.int64, "sums": np.float64} | largest
 
     @property
     def schema(self) -> "pa.Schema":
         """The columns as Arrow has them."""
         import pyarrow as pa
 
-        return pa.schema({name: pa.from_numpy_dtype(kind) for name, kind in self.columns.items()})
+        kinds = {name: pa.from_numpy_dtype(kind) for name, kind in self.columns.items()}
+        return pa.schema(kinds | {"sums": pa.list_(pa.float64(), len(self.sums))})
 
     def table(self, columns: Columns) -> "pa.Table":
         """An Arrow table of the columns."""
         import pyarrow as pa
 
-        return pa.table({name: columns[name].astype(kind, copy=False) for name, kind in self.columns.items()})
+        typed = {name: pa.array(columns[name].ravel().astype(kind, copy=False)) for name, kind in self.columns.items()}
+        sums = pa.FixedSizeListArray.from_arrays(typed["sums"], len(self.sums))
+        return pa.table(typed | {"sums": sums}, self.schema)
 
 
-def merged(files: Sequence[Path], layout: Layout) -> Iterator["pa.Table"]:
-    """Rows of several files, added where their keys are equal. Of equal `largest` ones that of the first file counts.
+def merged(tables: Iterable[Iterator[Columns]], layout: Layout) -> Iterator[Columns]:
+    """Rows of several tables, added where their keys are equal. Of equal `largest` ones that of the first counts.
 
-    Raises:
-        OSError, pyarrow.ArrowInvalid: A file is missing or damaged.
+    Args:
+        tables: Some rows of each at a time, sorted by key, each key once.
+        layout: What they hold.
     """
-    streams = [_Stream(file, layout) for file in files]
+    streams = [_Stream(table, layout.key) for table in tables]
     while streams := [stream for stream in streams if stream.fill()]:
         last = min(stream.last for stream in streams)  # up to here every stream has been read
-        parts = [stream.take(last) for stream in streams]
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        yield layout.table(added(columns, layout))
+        pieces = [piece for stream in streams for piece in stream.take(last)]
+        yield added({name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}, layout)
 
 
-def write_merged(to: Any, files: Sequence[Path], layout: Layout) -> None:
-    """Writes the rows of several files, added where their keys are equal, to one: a path, or open for writing."""
-    with scratch_writer(to, layout.schema) as write:
-        for table in merged(files, layout):
-            write(table)
+class _Stream:
+    """A table's rows in order, as far as they have been read and not been taken."""
+
+    def __init__(self, rows: Iterator[Columns], key: str) -> None:
+        self.rows, self.key = rows, key
+        self.pieces: list[Columns] = []
+
+    def fill(self) -> bool:
+        """Reads on until there are `ROWS` rows, so that as many of each stream are added at once; whether any are."""
+        while sum(len(piece[self.key]) for piece in self.pieces) < ROWS:
+            piece = next(self.rows, None)
+            if piece is None:
+                break
+            if len(piece[self.key]):
+                self.pieces.append(piece)
+        return bool(self.pieces)
+
+    @property
+    def last(self) -> int:
+        return int(self.pieces[-1][self.key][-1])
+
+    def take(self, last: int) -> Iterator[Columns]:
+        """The rows up to a key."""
+        pieces, self.pieces = self.pieces, []
+        for piece in pieces:
+            n = int(np.searchsorted(piece[self.key], last, side="right"))
+            if n:
+                yield {name: column[:n] for name, column in piece.items()}
+            if n < len(piece[self.key]):
+                self.pieces.append({name: column[n:] for name, column in piece.items()})
 
 
 def added(columns: Columns, layout: Layout) -> dict[str, np.ndarray]:
     """Rows of equal keys added, sorted by key. Of equal `largest` ones the first row counts."""
-    number = layout.number(columns)
-    order = np.argsort(number, kind="stable")  # quick where the rows are a few sorted runs
-    groups = Groups.of(number.take(order))
-    first = order.take(groups.starts)
-    out = {name: columns[name].take(first) for name in layout.key}
-    row = np.empty_like(order)
-    row[order] = groups.row
-    out |= {name: np.bincount(row, columns[name], len(first)) for name in layout.sums}
+    order = np.argsort(columns[layout.key], kind="stable")  # quick where the rows are a few sorted runs
+    key = columns[layout.key].take(order)
+    groups = Groups.of(key)
+    out = {layout.key: key.take(groups.starts), "sums": groups.add_rows(columns["sums"], order)}
     if layout.largest:
         at = order.take(groups.greatest(columns["largest_size"].take(order)))
         out |= {f"largest_{name}": columns[f"largest_{name}"].take(at) for name in LARGEST}
     return out
-
-
-class _Stream:
-    """A file's rows in order, as many at a time as are asked for."""
-
-    def __init__(self, file: Path, layout: Layout) -> None:
-        self.layout = layout
-        self.batches = scratch_batches(file)
-        self.columns: Columns = {}
-        self.number = np.zeros(0, np.int64)
-
-    @property
-    def last(self) -> int:
-        return int(self.number[-1])
-
-    def fill(self) -> bool:
-        """Reads on if nothing is left; whether there is something."""
-        while not len(self.number):
-            batch = next(self.batches, None)
-            if batch is None:
-                return False
-            self.columns = {name: batch.column(name).to_numpy() for name in self.layout.columns}
-            self.number = self.layout.number(self.columns)
-        return True
-
-    def take(self, last: int) -> Columns:
-        """The rows up to a number."""
-        n = int(np.searchsorted(self.number, last, side="right"))
-        taken = {name: column[:n] for name, column in self.columns.items()}
-        self.columns = {name: column[n:] for name, column in self.columns.items()}
-        self.number = self.number[n:]
-        return taken

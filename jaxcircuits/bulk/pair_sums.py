@@ -1,12 +1,20 @@
-"""What the edges of one pair of features add up to: additive tables, one row a (target, source, offset)."""
+"""What the edges of one pair of features add up to.
 
-from itertools import pairwise
+In one part of a corpus most pairs have few edges, so sums are made of several parts' edges at once (`pair_edges`): they
+are then fewer rows than edges by far. Sums of sums are the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, starmap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
 
-from jaxcircuits.bulk.merging import Columns, Layout
+from jaxcircuits.bulk.merging import Layout, merged
+from jaxcircuits.bulk.pair_edges import PartEdges
+from jaxcircuits.bulk.scratch import Columns, scratch_rows, scratch_schema, scratch_table
 from jaxcircuits.bulk.sorting import Groups, in_order
 
 if TYPE_CHECKING:
@@ -28,68 +36,109 @@ SUMS = (
     "edges_3",  # sum n^3
 )
 
+PAIR = "pair"
+"""The key: one number for a (target feature, source feature, offset), in their order."""
+
+PAIRS = Layout(PAIR, SUMS, largest=True)
+
 BLOCK = 2**16
-"""Edges that are summed at once: as many as a core's cache holds."""
+"""Edges that are summed at once, if no target has more: as many as a core's cache holds."""
+
+_OFFSET, _SOURCE = 16, 24
+"""Bits of an offset and of a source feature."""
 
 
-def _number(columns: Columns) -> Int[np.ndarray, "n"]:
-    target, source, offset = (columns[name].astype(np.int64) for name in PAIRS.key)
-    return target << 40 | source << 16 | offset
+def pair_of(target: Int[np.ndarray, "n"], source: Int[np.ndarray, "n"], offset: Int[np.ndarray, "n"]) -> np.ndarray:
+    """The number of each pair.
+
+    >>> import numpy as np
+    >>> from jaxcircuits.bulk.pair_sums import features_of, pair_of
+    >>> [int(x[0]) for x in features_of(pair_of(*(np.array([n]) for n in (7, 5, 3)))).values()]
+    [7, 5, 3]
+    """
+    return target.astype(np.int64) << _SOURCE + _OFFSET | source.astype(np.int64) << _OFFSET | offset
 
 
-PAIRS = Layout(dict.fromkeys(("target_feature", "source_feature", "offset"), np.int32), _number, SUMS, largest=True)
-
-
-def pair_sums(edges: "pa.Table") -> "pa.Table":
-    """Sums over edges and over stories' sums, float64, whatever the order of the edges."""
-    import pyarrow as pa
-
-    columns = {name: edges[name].to_numpy() for name in _READ}
-    prompt, pos = columns["prompt"], columns["target_pos"]
-    if not np.all((prompt[1:] > prompt[:-1]) | ((prompt[1:] == prompt[:-1]) & (pos[1:] >= pos[:-1]))):
-        order = np.lexsort((pos, prompt))  # as an engine lists them
-        columns = {name: values.take(order) for name, values in columns.items()}
-    columns["offset"] = columns["target_pos"] - columns.pop("source_pos")
-    pair, order = in_order(*(columns[name] for name in PAIRS.key))
-    bounds = [*np.unique(np.searchsorted(pair, pair[::BLOCK])), len(pair)]  # between pairs
-    blocks = [slice(*ends) for ends in pairwise(bounds)]
-    return pa.concat_tables(
-        [PAIRS.schema.empty_table(), *(_block(pair[rows], order[rows], columns) for rows in blocks)]
-    )
-
-
-_READ = ("prompt", "target_pos", "target_feature", "source_pos", "source_feature")
-_READ += ("attribution", "source_act", "target_act")
-
-
-def _block(pair: Int[np.ndarray, "n"], order: Int[np.ndarray, "n"], edges: Columns) -> "pa.Table":
-    """The sums of the edges `order`, which are sorted by pair, prompt and position."""
-    prompt, attribution, source_act, target_act = (
-        edges[name].take(order) for name in ("prompt", "attribution", "source_act", "target_act")
-    )
-    pairs, stories = Groups.of(pair), Groups.of(pair, prompt)
-    of_story = Groups.of(pair.take(stories.starts))
-    wide, size = attribution.astype(np.float64), np.abs(attribution)
-    n, total, story_n = pairs.sizes, stories.add(wide), stories.sizes.astype(np.float64)
-    both = (source_act != 0) & (target_act > 0)
-    sums = {
-        "edges": n,
-        "both_active": n if both.all() else pairs.add(both),
-        "positive": pairs.add(attribution > 0),
-        "total": of_story.add(total),
-        "absolute": pairs.add(size),
-        "squares": pairs.add(wide * wide),
-        "weighted": pairs.add(wide * target_act),
-        "product": pairs.add(source_act.astype(np.float64) * target_act),
-        "stories": of_story.sizes,
-        "story_squares": of_story.add(total * total),
-        "story_cross": of_story.add(total * story_n),
-        "edges_2": of_story.add(story_n * story_n),
-        "edges_3": of_story.add(story_n * story_n * story_n),
+def features_of(pair: Int[np.ndarray, "n"]) -> dict[str, Int[np.ndarray, "n"]]:
+    """What numbers of pairs are made of."""
+    return {
+        "target_feature": pair >> _SOURCE + _OFFSET,
+        "source_feature": pair >> _OFFSET & (1 << _SOURCE) - 1,
+        "offset": pair & (1 << _OFFSET) - 1,
     }
-    first, at = order.take(pairs.starts), pairs.greatest(size)
-    largest = order.take(at)
-    columns = {name: edges[name].take(first) for name in PAIRS.key}
-    columns |= {"largest_size": size.take(at), "largest_value": attribution.take(at)}
-    columns |= {"largest_prompt": -prompt.take(at), "largest_pos": -edges["target_pos"].take(largest)}
-    return PAIRS.table(columns | sums)
+
+
+def merged_pairs(files: Sequence[Path], edges: Sequence["pa.Table"] = ()) -> Iterator[Columns]:
+    """The sums of all pairs, some at a time.
+
+    Args:
+        files: Of sums, or of what `by_target` returns, in the order of their prompts.
+        edges: More of what `by_target` returns, whose prompts come last.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid: A file is missing or damaged.
+    """
+    of_edges = [file for file in files if "attribution" in scratch_schema(file).names]
+    of_sums = [scratch_rows(file) for file in files if file not in of_edges]
+    summed = edge_sums([*map(scratch_table, of_edges), *edges])
+    return merged([*of_sums, summed], PAIRS) if of_sums else summed
+
+
+def edge_sums(tables: Sequence["pa.Table"]) -> Iterator[Columns]:
+    """The sums of all pairs, some at a time, of what `by_target` returns, in the order of their prompts."""
+    parts = [PartEdges(table) for table in tables if table.num_rows]
+    if not parts:
+        return
+    features = np.concatenate([part.targets["target_feature"] for part in parts])
+    edges = np.bincount(features, np.concatenate([np.diff(part.bounds) for part in parts])).cumsum()
+    bounds = [*np.unique(np.searchsorted(edges, np.arange(0, edges[-1], BLOCK))), len(edges)]
+    for block in starmap(slice, pairwise(bounds)):
+        found = [part.of(block) for part in parts]
+        before = 0
+        for targets, rows in found:
+            rows["target"] += before
+            before += len(targets["prompt"])
+        yield _sums(*map(_joined, zip(*found, strict=True)))
+
+
+def _joined(tables: Sequence[Columns]) -> Columns:
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def _sums(targets: Columns, edges: Columns) -> Columns:
+    """What edges add up to; `target` says which of the targets each is into."""
+    target = edges["target"]
+    source, offset = edges["source_feature"], targets["target_pos"].take(target) - edges["source_pos"]
+    number, order = in_order(targets["target_feature"].take(target), source, offset)
+    target, attribution, source_act = (v.take(order) for v in (target, edges["attribution"], edges["source_act"]))
+    prompt, target_act = targets["prompt"].take(target), targets["target_act"].take(target)
+    pairs, stories = Groups.of(number), Groups.of(number, prompt)
+    of_story = Groups.of(number.take(stories.starts))
+    wide, size = attribution.astype(np.float64), np.abs(attribution)
+    both = (source_act != 0) & (target_act > 0)
+    n, total = stories.sizes, stories.add(wide)
+    sums = (
+        pairs.sizes,
+        pairs.sizes if both.all() else pairs.add(both),
+        pairs.add(attribution > 0),
+        of_story.add(total),
+        pairs.add(size),
+        pairs.add(wide * wide),
+        pairs.add(wide * target_act),
+        pairs.add(source_act.astype(np.float64) * target_act),
+        of_story.sizes,
+        of_story.add(total * total),
+        of_story.add(total * n),
+        of_story.add(n * n),
+        of_story.add(n * n * n),
+    )
+    at, first = pairs.greatest(size), order.take(pairs.starts)
+    feature = targets["target_feature"].take(target.take(pairs.starts))
+    return {
+        PAIR: pair_of(feature, source.take(first), offset.take(first)),
+        "sums": np.stack(sums, 1),
+        "largest_size": size.take(at),
+        "largest_prompt": prompt.take(at),
+        "largest_pos": targets["target_pos"].take(target.take(at)),
+        "largest_value": attribution.take(at),
+    }

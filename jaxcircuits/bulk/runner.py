@@ -22,6 +22,8 @@ from jax.sharding import Mesh
 from jaxcircuits.ahead import Ahead
 from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.attribution.edges import Columns
+from jaxcircuits.attribution.engine import Listed
+from jaxcircuits.attribution.engine import Prompts as Numbered
 from jaxcircuits.attribution.selection import named_targets
 from jaxcircuits.bulk import edge_statistics, processes
 from jaxcircuits.bulk.edge_statistics import FILE as STATISTICS
@@ -29,7 +31,7 @@ from jaxcircuits.bulk.prompts import FILE, PromptRows, Prompts, Survey, write_pr
 from jaxcircuits.bulk.record import Kept, check_kept, difference, first_record, fitted, parts_of, plan_of
 from jaxcircuits.bulk.run import Run, load_run
 from jaxcircuits.bulk.store import RECORD, Store, file_entry, is_summed, read_record
-from jaxcircuits.bulk.sums import compact, merge, remove_sums
+from jaxcircuits.bulk.sums import Sums, remove_sums
 from jaxcircuits.bulk.tables import Part, tables_of
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
@@ -100,8 +102,9 @@ def attribute_to_run(
             processes.wait_until(lambda: _planned(store))
             engine.plan = plan_of(store.record)
             _load_baseline(store, engine)
-            _compute(store, engine, targets, kept, silent)
-            _finish(store, kept)
+            sums = Sums(store)
+            _compute(store, sums, engine, targets, kept, silent)
+            _finish(store, sums, kept)
     run = load_run(out)
     return run, run.strongest(keep if kept.edges else 0) if kept.edges else {}
 
@@ -292,13 +295,13 @@ def _load_baseline(store: Store, engine: Engine) -> None:
 # --- compute --------------------------------------------------------------------------------------
 
 
-def _compute(store: Store, engine: Engine, targets: Targets, kept: Kept, quiet: bool) -> None:
+def _compute(store: Store, sums: Sums, engine: Engine, targets: Targets, kept: Kept, quiet: bool) -> None:
     """Computes this process's share of the parts that do not count yet."""
     record = store.record
     bounds, rows = parts_of(record), PromptRows(store.place)
     done = [part for part in record["parts"] if part["part"] in store.done]
     todo = processes.share([number for number in range(len(bounds)) if number not in store.done])
-    with progress(quiet, detail=True) as bar, Ahead() as writer:
+    with progress(quiet, detail=True) as bar, Ahead() as lister, Ahead() as writer:
         seen = {
             "prompts": sum(part["prompts"][1] - part["prompts"][0] for part in done),
             "tokens": sum(part["tokens"] for part in done),
@@ -307,34 +310,40 @@ def _compute(store: Store, engine: Engine, targets: Targets, kept: Kept, quiet: 
         before, start = seen["tokens"], monotonic()
         total = record["tokens"] if jax.process_count() == 1 else None
         task = bar.add_task("attributing", total=total, completed=before, detail="")
-        for number in todo:
-            first, last = bounds[number]
-            prompts = [(row, rows[row]) for row in range(first, last)]
-            report = asdict(engine.report)
-            listed = engine.listed(prompts, targets)
-            entry = {"prompts": [first, last], "tokens": sum(len(tokens) for _, tokens in prompts)}
-            entry["report"] = {name: n - report[name] for name, n in asdict(engine.report).items()}
-            part = Part(number, entry, prompts, listed)
-            writer.submit(_store, store, engine, part, kept)
-            seen["prompts"] += last - first
+
+        def write(number: int, entry: dict[str, Any], prompts: Numbered, listed: Callable[[], Listed]) -> None:
+            part = Part(number, entry, prompts, listed())
+            _store(store, sums, engine, part, kept)
+            seen["prompts"] += len(prompts)
             seen["tokens"] += entry["tokens"]
-            seen["edges"] += len(listed.edges["prompt"])
+            seen["edges"] += len(part.listed.edges["prompt"])
             rate = (seen["tokens"] - before) / (monotonic() - start)
             words = (
                 f"{seen['prompts']:,} of {record['prompts']:,} stories · {rate:,.0f} tokens/s · {seen['edges']:,} edges"
             )
             bar.update(task, completed=seen["tokens"], detail=words)
 
+        for number in todo:
+            first, last = bounds[number]
+            prompts = [(row, rows[row]) for row in range(first, last)]
+            report = asdict(engine.report)
+            listed = engine.listing(prompts, targets, lister)
+            entry = {"prompts": [first, last], "tokens": sum(len(tokens) for _, tokens in prompts)}
+            entry["report"] = {name: n - report[name] for name, n in asdict(engine.report).items()}
+            writer.submit(write, number, entry, prompts, listed)
 
-def _store(store: Store, engine: Engine, part: Part, kept: Kept) -> None:
+
+def _store(store: Store, sums: Sums, engine: Engine, part: Part, kept: Kept) -> None:
     """Stores a part and lets it count. Statistics, or merged sums, hold a part that was damaged since already."""
     summed = STATISTICS in store.record["files"] or is_summed(store.record["sums"], part.number)
     to_sum = kept.statistics and not summed
     tables = tables_of(engine, part, kept, edge_statistics.partial_statistics if to_sum else None)
+    if to_sum and jax.process_count() == 1:  # parts come in order, so few wait
+        sums.hold(part.number, tables)
     entry = store.write_part(part.number, part.entry, tables)
     if processes.is_first():
         store.count(entry)
-        compact(store)
+        sums.compact()
     else:
         store.note(entry)
 
@@ -342,7 +351,7 @@ def _store(store: Store, engine: Engine, part: Part, kept: Kept) -> None:
 # --- finish ---------------------------------------------------------------------------------------
 
 
-def _finish(store: Store, kept: Kept) -> None:
+def _finish(store: Store, sums: Sums, kept: Kept) -> None:
     """Waits for all parts, merges what they say, and says that the run is finished.
 
     The sums that statistics are merged from are larger than these and all edges; they are not kept.
@@ -354,8 +363,7 @@ def _finish(store: Store, kept: Kept) -> None:
     if jax.process_count() > 1:
         processes.wait_until(lambda: store.take_up_notes() is None and len(store.done) == wanted)
     if kept.statistics and STATISTICS not in store.record["files"]:
-        compact(store)
-        merge(store)
+        sums.merge()
         store.record["files"][STATISTICS] = file_entry(store.place, STATISTICS)
         store.record["sums"] = []
     store.record["finished"] = True

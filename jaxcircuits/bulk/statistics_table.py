@@ -12,9 +12,8 @@ import numpy as np
 from jaxcircuits.ahead import Ahead, each_ahead
 from jaxcircuits.bulk import estimates
 from jaxcircuits.bulk.feature_counts import FeatureCounts
-from jaxcircuits.bulk.merging import Columns
-from jaxcircuits.bulk.pair_sums import PAIRS
-from jaxcircuits.bulk.scratch import scratch_batches, scratch_writer
+from jaxcircuits.bulk.pair_sums import PAIR, PAIRS, SUMS, features_of
+from jaxcircuits.bulk.scratch import Columns, scratch_rows, scratch_writer
 from jaxcircuits.bulk.store import ROWS, encodings
 
 if TYPE_CHECKING:
@@ -88,13 +87,11 @@ class Tests:
         )
 
 
-def judge(
-    merged: Iterable["pa.Table"], file: Path, counts: FeatureCounts | None, least: int, *, complete: bool
-) -> Tests:
+def judge(merged: Iterable[Columns], file: Path, counts: FeatureCounts | None, least: int, *, complete: bool) -> Tests:
     """Looks at all pairs before anything is said of one.
 
     Args:
-        merged: Merged sums, one row a pair (`pair_sums`), some at a time.
+        merged: Merged sums, one row a pair (`merged_pairs`), some at a time.
         file: Where to keep them for `finish`.
         counts: Of features; `None` where they are unknown.
         least: Stories that a tested pair has at least.
@@ -104,9 +101,9 @@ def judge(
     with scratch_writer(file, PAIRS.schema) as write:
 
         def tested() -> Iterator[Columns]:
-            for table in merged:
-                write(table)
-                columns = _columns(table)
+            for sums in merged:
+                write(PAIRS.table(sums))
+                columns = _with_features(sums)
                 offsets.update(np.flatnonzero(np.bincount(columns["offset"])).tolist())
                 enough = columns["stories"] >= least
                 if enough.any():
@@ -147,7 +144,7 @@ def finish(
     schema = _schema(facts)
     first = 0
     with pq.ParquetWriter(final, schema, **encodings(schema)) as writer, Ahead() as ahead:
-        for c in _joined(map(_columns, scratch_batches(file)), ROWS):
+        for c in map(_with_features, _joined(scratch_rows(file), ROWS)):
             tested = c["stories"] >= least
             mine = slice(first, first + int(tested.sum()))
             first = mine.stop
@@ -194,9 +191,9 @@ def _described(
         "p_association": judged(tests.p_association[mine]),
         "q_association": judged(tests.q_association[mine]),
         "largest_attribution": c["largest_value"],
-        "largest_prompt": -c["largest_prompt"],
-        "largest_target_pos": -c["largest_pos"],
-        "largest_source_pos": -c["largest_pos"] - offset,
+        "largest_prompt": c["largest_prompt"],
+        "largest_target_pos": c["largest_pos"],
+        "largest_source_pos": c["largest_pos"] - offset,
     }
     if counts is not None:
         sources, targets = counts.source.rows(source), counts.target.rows(target)
@@ -214,15 +211,15 @@ def _described(
     return out
 
 
-def _columns(table: "pa.Table | pa.RecordBatch") -> dict[str, np.ndarray]:
-    return {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}
+def _with_features(sums: Columns) -> Columns:
+    return {**sums, **features_of(sums[PAIR]), **dict(zip(SUMS, sums["sums"].T.copy(), strict=True))}
 
 
 def _joined(batches: Iterable[Columns], rows: int) -> Iterator[dict[str, np.ndarray]]:
     """As many batches at a time as have no more rows than these together."""
     kept: list[Columns] = []
     for batch in chain(batches, [None]):
-        if kept and (batch is None or sum(len(b["offset"]) for b in (*kept, batch)) > rows):
+        if kept and (batch is None or sum(len(b[PAIR]) for b in (*kept, batch)) > rows):
             yield {name: np.concatenate([b[name] for b in kept]) for name in kept[0]}
             kept = []
         kept += [] if batch is None else [batch]

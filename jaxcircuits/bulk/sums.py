@@ -1,8 +1,11 @@
-"""Which files hold the additive sums of a run's parts, and fewer of them as parts come to count.
+"""The additive sums of a run's parts, and fewer files of them as parts come to count.
 
 `run.json` lists them under `sums`: first part and last, the latter excluded, and a file of each kind. Neighbours are
-merged as soon as `GROUP` of one size are there, aligned to their size, so the files are the same whatever a run was
+merged as soon as enough of one size are there, aligned to their size, so the files are the same whatever a run was
 interrupted by, and as many as a number's digits, not as parts.
+
+Where edges are kept, a part has no file of pairs: its edges wait in memory until those of `PARTS` parts are summed, and
+are read from the part again where a run goes on.
 """
 
 import shutil
@@ -10,68 +13,114 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jaxcircuits.bulk.edge_statistics import AT_ONCE, LAYOUTS, PARTS, merge_statistics, merge_sums
 from jaxcircuits.bulk.edge_statistics import FILE as STATISTICS
-from jaxcircuits.bulk.edge_statistics import LAYOUTS, merge_statistics, merge_sums
+from jaxcircuits.bulk.pair_edges import by_target
 from jaxcircuits.bulk.scratch import SUFFIX
 from jaxcircuits.bulk.store import SUMS, Store, file_entry
+from jaxcircuits.errors import InputError
 from jaxcircuits.places import Place
 
-GROUP = 8
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Span = Mapping[str, Any]
 
 
-def compact(store: Store) -> None:
-    """Merges neighbours as long as there are enough of one size.
+class Sums:
+    """The sums of a run.
 
-    Raises:
-        InputError: A file of sums is damaged, or the merged one cannot be written.
+    Args:
+        store: The run.
     """
-    while (found := _mergeable(store.record["sums"])) is not None:
-        first, last = found[0]["parts"][0], found[-1]["parts"][1]
-        merged: dict[str, Any] = {"parts": [first, last]}
-        for kind in LAYOUTS:
-            name = f"{SUMS}/{kind}/parts-{first:05d}-{last:05d}{SUFFIX}"
-            files = [span[kind]["file"] for span in found]
-            with _local(store.place, files) as directory, store.place.new_file(name) as file:
-                merge_sums([directory / f for f in files], kind, file)
-            merged[kind] = {"file": name, **file_entry(store.place, name)}
-        others = [span for span in store.record["sums"] if span not in found]
-        store.record["sums"] = sorted([*others, merged], key=lambda span: span["parts"])
-        store.save()
-        for span in found:
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._edges: dict[int, pa.Table] = {}
+
+    def hold(self, part: int, tables: "dict[str, pa.Table]") -> None:
+        """Takes a part's edges from the tables to be written, if they can be had again."""
+        if "edges" in tables:
+            self._edges[part] = tables.pop(f"{SUMS}/pairs")
+
+    def compact(self) -> None:
+        """Merges neighbours as long as there are enough of one size.
+
+        Raises:
+            InputError: A file is damaged, or the merged one cannot be written.
+        """
+        store = self.store
+        while (found := _mergeable(store.record["sums"])) is not None:
+            first, last = found[0]["parts"][0], found[-1]["parts"][1]
+            merged: dict[str, Any] = {"parts": [first, last]}
             for kind in LAYOUTS:
-                store.place.remove(span[kind]["file"])
+                name = f"{SUMS}/{kind}/parts-{first:05d}-{last:05d}{SUFFIX}"
+                files = _files(found, kind)
+                edges = self._edges_of(found) if kind == "pairs" else []
+                with _local(store.place, files) as directory, store.place.new_file(name) as file:
+                    merge_sums(file, kind, [directory / f for f in files], edges)
+                merged[kind] = {"file": name, **file_entry(store.place, name)}
+            others = [span for span in store.record["sums"] if span not in found]
+            store.record["sums"] = sorted([*others, merged], key=lambda span: span["parts"])
+            store.save()
+            for file in (file for kind in LAYOUTS for file in _files(found, kind)):
+                store.place.remove(file)
+            for part in range(first, last):
+                self._edges.pop(part, None)
+
+    def merge(self) -> None:
+        """Writes `statistics.parquet`.
+
+        Raises:
+            InputError: A file is damaged, or there is no room.
+        """
+        self.compact()
+        place, spans = self.store.place, self.store.record["sums"]
+        files = {kind: _files(spans, kind) for kind in LAYOUTS}
+        targets = [part["targets"]["file"] for part in self.store.record["parts"]]
+        with _local(place, [*(name for names in files.values() for name in names), *targets]) as directory:
+            merge_statistics(
+                directory,
+                sums={kind: [Path(name).name for name in names] for kind, names in files.items()},
+                edges=self._edges_of(spans),
+                targets=[Path(name).name for name in targets],
+            )
+            if place.local is None:
+                place.write(STATISTICS, (directory / STATISTICS).read_bytes())
+
+    def _edges_of(self, spans: Sequence[Span]) -> "list[pa.Table]":
+        """The edges of the parts that have no file of pairs."""
+        return [self._edges_of_part(span["parts"][0]) for span in spans if "pairs" not in span]
+
+    def _edges_of_part(self, number: int) -> "pa.Table":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if number not in self._edges:
+            name = next(part["edges"]["file"] for part in self.store.record["parts"] if part["part"] == number)
+            try:
+                with self.store.place.open(name) as file:
+                    self._edges[number] = by_target(pq.read_table(file))
+            except (OSError, pa.ArrowException) as error:
+                raise InputError(f"cannot read {name} ({str(error).splitlines()[0]}); run it again.") from None
+        return self._edges[number]
+
+
+def _files(spans: Sequence[Span], kind: str) -> list[str]:
+    return [span[kind]["file"] for span in spans if kind in span]
 
 
 def _mergeable(spans: Sequence[Span]) -> list[Span] | None:
-    """`GROUP` neighbours of one size that together are a span of the next."""
-    by_group: dict[tuple[int, int], list[Span]] = {}
+    """Enough neighbours of one size that together are a span of the next."""
+    by_group: dict[tuple[int, int, int], list[Span]] = {}
     for span in spans:
         first, last = span["parts"]
-        by_group.setdefault((last - first, first // ((last - first) * GROUP)), []).append(span)
-    return next((group for group in by_group.values() if len(group) == GROUP), None)
-
-
-def merge(store: Store) -> None:
-    """Writes `statistics.parquet` from all sums.
-
-    Raises:
-        InputError: A file of sums is damaged, or there is no room.
-    """
-    spans, parts = store.record["sums"], store.record["parts"]
-    names = [span[kind]["file"] for span in spans for kind in LAYOUTS]
-    targets = [part["targets"]["file"] for part in parts]
-    with _local(store.place, [*names, *targets]) as directory:
-        merge_statistics(
-            directory,
-            sums=[Path(span["pairs"]["file"]).name for span in spans],
-            targets=[Path(name).name for name in targets],
-        )
-        if store.place.local is None:
-            store.place.write(STATISTICS, (directory / STATISTICS).read_bytes())
+        size = last - first
+        enough = PARTS if size == 1 else AT_ONCE
+        by_group.setdefault((enough, size, first // (size * enough)), []).append(span)
+    return next((group for (enough, *_), group in by_group.items() if len(group) == enough), None)
 
 
 def remove_sums(place: Place) -> None:

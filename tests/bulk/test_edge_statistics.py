@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from jaxcircuits import InputError
-from jaxcircuits.bulk.edge_statistics import FILE, facts_of, merge_statistics
+from jaxcircuits.bulk import pair_sums
+from jaxcircuits.bulk.edge_statistics import FILE, facts_of, merge_statistics, merge_sums
 from jaxcircuits.bulk.statistics_table import STATISTICS
 from tests.bulk.corpora import FIRST, Corpus, statistics, write_parts
 from tests.helpers import TOLERANCES
@@ -130,6 +131,13 @@ def test_the_order_of_edges_does_not_matter(tables) -> None:
     assert statistics(Path("a"), edges, *others).equals(statistics(Path("b"), mixed, *others))
 
 
+@pytest.mark.parametrize("block", [1, 50])
+def test_how_many_edges_are_summed_at_once_does_not_matter(tables, block: int, monkeypatch) -> None:
+    whole = statistics(Path("whole"), *tables, cuts=(9,))
+    monkeypatch.setattr(pair_sums, "BLOCK", block)
+    assert statistics(Path("blocks"), *tables, cuts=(9,)).equals(whole)
+
+
 def test_of_equal_largest_edges_the_first_counts(tables) -> None:
     edges, *others = tables
     same = pa.array(np.where(np.arange(edges.num_rows) % 2, -1, 1), pa.float32())
@@ -182,7 +190,8 @@ def test_only_parts_that_are_named_count(tables) -> None:
     write_parts(Path("run"), *tables, cuts=(12,))
     for kind in ("pairs", "features"):
         (Path("run/statistics") / kind / "part-00002.arrow").write_bytes(b"half of a part")
-    merge_statistics(Path("run"), sums=["part-00000.arrow", "part-00001.arrow"])
+    named = ["part-00000.arrow", "part-00001.arrow"]
+    merge_statistics(Path("run"), sums={"pairs": named, "features": named})
     assert pq.read_table(Path("run") / FILE).equals(whole)
     with pytest.raises(InputError, match="cannot merge the statistics in run"):
         merge_statistics(Path("run"))
@@ -206,7 +215,7 @@ def test_the_columns_say_what_they_are(tables) -> None:
 
 @pytest.mark.slow
 def test_merging_takes_less_memory_than_the_sums() -> None:
-    """Four parts of 300,000 pairs, whose sums alone are 160 MB, merged in 100 MB."""
+    """The sums of four parts of 300,000 pairs, 160 MB, merged in 100 MB."""
     corpus = Corpus(np.random.default_rng(0), stories=4, sources=3, targets=3, length=8)
     edges, n = [], 300_000
     for prompt in range(4):
@@ -218,7 +227,12 @@ def test_merging_takes_less_memory_than_the_sums() -> None:
         edges.append(pa.table({name: values.astype(types[name]) for name, values in (ints | floats).items()}))
     every = pa.concat_tables(edges)
     write_parts(Path(), every, corpus.activations, corpus.prompts, cuts=(1, 2, 3))
-    sums = sum(file.stat().st_size for file in Path("statistics/pairs").iterdir())
+    files = sorted(Path("statistics/pairs").iterdir())
+    for file in files:
+        summed = file.with_name("sums")
+        merge_sums(summed, "pairs", [file])
+        summed.replace(file)
+    sums = sum(file.stat().st_size for file in files)
     tracemalloc.start()
     merge_statistics(Path())
     _, peak = tracemalloc.get_traced_memory()

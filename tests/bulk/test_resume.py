@@ -19,7 +19,7 @@ TEXTS = ["w3 w4 w5", "w9 w8", "w1 w2 w3 w4 w5 w6", "w11", "w12 w13 w14"]
 
 @pytest.fixture(autouse=True)
 def _parts(two_prompts_a_part, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sums, "GROUP", 2)  # of three parts, the sums of two are merged on the way
+    monkeypatch.setattr(sums, "PARTS", 2)  # of three parts, two are summed on the way
     Path("corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
 
 
@@ -93,11 +93,11 @@ def test_a_damaged_part_is_computed_again(bundle) -> None:
 
 
 def test_parts_whose_merged_sums_are_damaged_are_computed_again(bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(store: Store) -> None:
+    def stop(of: sums.Sums) -> None:
         raise InputError("no room.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "merge", stop)
+        patch.setattr(sums.Sums, "merge", stop)
         with pytest.raises(InputError, match="no room. 3 of 3 parts are finished"):
             attribute(bundle)
     record = json.loads(Path("run/run.json").read_text())
