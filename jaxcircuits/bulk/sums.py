@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxcircuits.bulk.edge_statistics import AT_ONCE, LAYOUTS, PARTS, merge_statistics, merge_sums
 from jaxcircuits.bulk.edge_statistics import FILE as STATISTICS
-from jaxcircuits.bulk.pair_edges import by_target
+from jaxcircuits.bulk.pair_edges import EDGE, TARGET, by_target
 from jaxcircuits.bulk.scratch import SUFFIX
 from jaxcircuits.bulk.store import SUMS, Store, file_entry
 from jaxcircuits.errors import InputError
@@ -102,7 +102,7 @@ class Sums:
             name = next(part["edges"]["file"] for part in self.store.record["parts"] if part["part"] == number)
             try:
                 with self.store.place.open(name) as file:
-                    self._edges[number] = by_target(pq.read_table(file))
+                    self._edges[number] = by_target(pq.read_table(file, columns=[*TARGET, *EDGE]))
             except (OSError, pa.ArrowException) as error:
                 raise InputError(f"cannot read {name} ({str(error).splitlines()[0]}); run it again.") from None
         return self._edges[number]
