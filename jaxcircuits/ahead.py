@@ -1,6 +1,5 @@
 """One thing after another on a second thread, while the caller goes on."""
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -10,10 +9,7 @@ T = TypeVar("T")
 
 
 class Ahead:
-    """Runs calls on one other thread, in order. Those that wait when an error ends the block are not run.
-
-    Args:
-        waiting: How many calls may wait while one runs; few, so that memory is bounded.
+    """Runs calls on one other thread, in order; no call waits while another runs, so that memory is bounded.
 
     >>> from jaxcircuits.ahead import Ahead
     >>> with Ahead() as ahead:
@@ -22,30 +18,28 @@ class Ahead:
     [0, 1, 4]
     """
 
-    def __init__(self, waiting: int = 0) -> None:
+    def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
-        self._waiting = waiting
-        self._calls: deque[Future] = deque()
+        self._last: Future | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        self._pool.shutdown(wait=True)
         if kind is None:
             self.wait()
 
     def submit(self, call: Callable[..., Any], *args: Any) -> Future:
-        """Starts a call, or lets it wait where there is room; raises the error of one before that has ended."""
-        while len(self._calls) > self._waiting:
-            self._calls.popleft().result()
-        self._calls.append(self._pool.submit(call, *args))
-        return self._calls[-1]
+        """Waits for the call before, raising its error, and starts this one."""
+        self.wait()
+        self._last = self._pool.submit(call, *args)
+        return self._last
 
     def wait(self) -> None:
-        """Waits for all calls and raises the first error."""
-        while self._calls:
-            self._calls.popleft().result()
+        """Waits for the last call and raises its error."""
+        if self._last is not None:
+            self._last.result()
 
 
 def each_ahead(items: Iterable[T]) -> Generator[T, None, None]:

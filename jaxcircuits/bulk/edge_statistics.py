@@ -224,7 +224,7 @@ def _readable(directory: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowInvalid, KeyError) as error:  # of a column, where another version wrote the file
         reason = str(error).splitlines()[0]
         sentence = f"cannot merge the statistics in {directory} ({reason}); make room, or run it again."
         raise InputError(sentence) from None

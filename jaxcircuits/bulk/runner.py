@@ -301,8 +301,7 @@ def _compute(store: Store, sums: Sums, engine: Engine, targets: Targets, kept: K
     bounds, rows = parts_of(record), PromptRows(store.place)
     done = [part for part in record["parts"] if part["part"] in store.done]
     todo = processes.share([number for number in range(len(bounds)) if number not in store.done])
-    # Two parts may wait while those before are summed, which takes longer than to compute one.
-    with progress(quiet, detail=True) as bar, Ahead() as lister, Ahead(waiting=2) as writer:
+    with progress(quiet, detail=True) as bar, Ahead() as lister, Ahead() as writer:
         seen = {
             "prompts": sum(part["prompts"][1] - part["prompts"][0] for part in done),
             "tokens": sum(part["tokens"] for part in done),

@@ -14,6 +14,7 @@ from scipy import stats
 from jaxcircuits import InputError
 from jaxcircuits.bulk import pair_sums
 from jaxcircuits.bulk.edge_statistics import FILE, facts_of, merge_statistics, merge_sums
+from jaxcircuits.bulk.scratch import write_scratch
 from jaxcircuits.bulk.statistics_table import STATISTICS
 from tests.bulk.corpora import FIRST, Corpus, statistics, write_parts
 from tests.helpers import TOLERANCES
@@ -197,6 +198,13 @@ def test_only_parts_that_are_named_count(tables) -> None:
         merge_statistics(Path("run"))
     assert pq.read_table(Path("run") / FILE).equals(whole)
     assert sorted(p.name for p in Path("run").iterdir()) == ["statistics", FILE]
+
+
+def test_sums_of_another_version_are_said_so(tables) -> None:
+    write_parts(Path("run"), *tables, cuts=(12,))
+    write_scratch(Path("run/statistics/pairs/part-00000.arrow"), pa.table({"edges": [1.0]}))
+    with pytest.raises(InputError, match=r"cannot merge the statistics in run .*run it again"):
+        merge_statistics(Path("run"))
 
 
 def test_nothing_to_merge_and_nothing_in_it(tables) -> None:
