@@ -144,7 +144,8 @@ def finish(
     schema = _schema(facts)
     first = 0
     with pq.ParquetWriter(final, schema, **encodings(schema)) as writer, Ahead() as ahead:
-        for c in map(_with_features, _joined(scratch_rows(file), ROWS)):
+        # Half a row group: columns of one piece, and those of the one being written, are several times its sums.
+        for c in map(_with_features, _joined(scratch_rows(file), ROWS // 2)):
             tested = c["stories"] >= least
             mine = slice(first, first + int(tested.sum()))
             first = mine.stop
@@ -212,7 +213,9 @@ def _described(
 
 
 def _with_features(sums: Columns) -> Columns:
-    return {**sums, **features_of(sums[PAIR]), **dict(zip(SUMS, sums["sums"].T.copy(), strict=True))}
+    """A column for each sum, in place of their matrix, and for each feature."""
+    others = {name: values for name, values in sums.items() if name != "sums"}
+    return others | features_of(sums[PAIR]) | dict(zip(SUMS, sums["sums"].T.copy(), strict=True))
 
 
 def _joined(batches: Iterable[Columns], rows: int) -> Iterator[dict[str, np.ndarray]]:
@@ -220,9 +223,15 @@ def _joined(batches: Iterable[Columns], rows: int) -> Iterator[dict[str, np.ndar
     kept: list[Columns] = []
     for batch in chain(batches, [None]):
         if kept and (batch is None or sum(len(b[PAIR]) for b in (*kept, batch)) > rows):
-            yield {name: np.concatenate([b[name] for b in kept]) for name in kept[0]}
-            kept = []
+            yield _concatenated(kept)
         kept += [] if batch is None else [batch]
+
+
+def _concatenated(batches: list[Columns]) -> dict[str, np.ndarray]:
+    """All rows of some batches, of which none is held on to."""
+    out = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    batches.clear()
+    return out
 
 
 def _schema(facts: Mapping[str, Any]) -> "pa.Schema":
