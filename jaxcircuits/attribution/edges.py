@@ -92,7 +92,7 @@ def empty(columns: Mapping[str, type]) -> Columns:
     return {name: np.zeros(0, dtype) for name, dtype in columns.items()}
 
 
-def concatenate(parts: Iterable[Columns], columns: Mapping[str, type]) -> Columns:
+def concatenate(parts: Iterable[Mapping[str, np.ndarray]], columns: Mapping[str, Any]) -> Columns:
     """Rows of all parts, in order."""
     parts = list(parts)
     if not parts:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxcircuits.attribution.edges import concatenate
 from jaxcircuits.bulk.scratch import ROWS, Columns
 from jaxcircuits.bulk.sorting import Groups
 
@@ -65,7 +66,7 @@ def merged(tables: Iterable[Iterator[Columns]], layout: Layout) -> Iterator[Colu
     while streams := [stream for stream in streams if stream.fill()]:
         last = min(stream.last for stream in streams)  # up to here every stream has been read
         pieces = [piece for stream in streams for piece in stream.take(last)]
-        yield added({name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}, layout)
+        yield added(concatenate(pieces, layout.columns), layout)
 
 
 class _Stream:

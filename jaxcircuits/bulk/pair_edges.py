@@ -1,7 +1,7 @@
 """The edges of a part of a corpus, as sums are made of them: by their targets.
 
 Edges into one target lie together as an engine lists them, so that bringing whole targets into the order of their
-features costs a sixth of sorting edges; those of a few features are then sorted in a core's cache (`pair_sums`).
+features costs less than sorting edges; those of a few features are then sorted in a core's cache (`pair_sums`).
 """
 
 from typing import TYPE_CHECKING

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
+from jaxcircuits.attribution.edges import concatenate
 from jaxcircuits.bulk.merging import Layout, merged
 from jaxcircuits.bulk.pair_edges import PartEdges
 from jaxcircuits.bulk.scratch import Columns, scratch_rows, scratch_schema, scratch_table
@@ -98,11 +99,7 @@ def edge_sums(tables: Sequence["pa.Table"]) -> Iterator[Columns]:
         for targets, rows in found:
             rows["target"] += before
             before += len(targets["prompt"])
-        yield _sums(*map(_joined, zip(*found, strict=True)))
-
-
-def _joined(tables: Sequence[Columns]) -> Columns:
-    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+        yield _sums(*(concatenate(tables, tables[0]) for tables in zip(*found, strict=True)))
 
 
 def _sums(targets: Columns, edges: Columns) -> Columns:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxcircuits.ahead import Ahead, each_ahead
+from jaxcircuits.attribution.edges import concatenate
 from jaxcircuits.bulk import estimates
 from jaxcircuits.bulk.feature_counts import FeatureCounts
 from jaxcircuits.bulk.pair_sums import PAIR, PAIRS, SUMS, features_of
@@ -229,7 +230,7 @@ def _joined(batches: Iterable[Columns], rows: int) -> Iterator[dict[str, np.ndar
 
 def _concatenated(batches: list[Columns]) -> dict[str, np.ndarray]:
     """All rows of some batches, of which none is held on to."""
-    out = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    out = concatenate(batches, batches[0])
     batches.clear()
     return out
 
