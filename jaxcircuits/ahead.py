@@ -1,11 +1,14 @@
-"""One thing after another on a second thread, while the caller goes on."""
+"""Calls on other threads, while the caller goes on: one after the other, or a few at once."""
 
+import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Ahead:
@@ -42,18 +45,28 @@ class Ahead:
             self._last.result()
 
 
-def each_ahead(items: Iterable[T]) -> Generator[T, None, None]:
-    """The items, each made on another thread while the one before is used.
+THREADS = min(8, os.cpu_count() or 1)
+"""That `each_ahead` takes by default: cores, as far as what they make has room."""
+
+
+def each_ahead(call: Callable[[T], U], items: Iterable[T], threads: int = THREADS) -> Generator[U, None, None]:
+    """What a call makes of each item, in their order, on other threads while earlier ones are used.
+
+    Items are taken on the caller's thread, `threads` ahead of what it uses.
 
     >>> from jaxcircuits.ahead import each_ahead
-    >>> list(each_ahead(n**2 for n in range(3)))
+    >>> list(each_ahead(lambda n: n**2, range(3)))
     [0, 1, 4]
     """
-    end = object()
-    rest = iter(items)
-    with Ahead() as ahead:
-        item = ahead.submit(next, rest, end).result()
-        while item is not end:
-            following = ahead.submit(next, rest, end)
-            yield item
-            item = following.result()
+    with ThreadPoolExecutor(threads) as pool:
+        made: deque[Future[U]] = deque()
+        try:
+            for item in items:
+                made.append(pool.submit(call, item))
+                if len(made) > threads:
+                    yield made.popleft().result()
+            while made:
+                yield made.popleft().result()
+        finally:
+            for future in made:
+                future.cancel()

@@ -18,14 +18,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxcircuits.ahead import Ahead
 from jaxcircuits.bulk import estimates
-from jaxcircuits.bulk.feature_counts import FEATURES, feature_counts, from_table
-from jaxcircuits.bulk.merging import merged
+from jaxcircuits.bulk.feature_counts import FEATURES, active_features, counts_of, merged_counts
 from jaxcircuits.bulk.pair_edges import by_target
 from jaxcircuits.bulk.pair_sums import PAIRS, merged_pairs
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
 from jaxcircuits.bulk.run import Run
-from jaxcircuits.bulk.scratch import SUFFIX, Columns, scratch_rows, scratch_writer, write_scratch
+from jaxcircuits.bulk.scratch import SUFFIX, Columns, scratch_writer, write_scratch
 from jaxcircuits.bulk.statistics_table import finish, judge
 from jaxcircuits.bulk.store import write_table
 from jaxcircuits.errors import InputError
@@ -48,21 +48,22 @@ AT_ONCE = 16
 """Files of sums that are merged in one go."""
 
 
-def partial_statistics(edges: "pa.Table", activations: "pa.Table", prompts: "pa.Table") -> dict[str, "pa.Table"]:
+def partial_statistics(edges: "pa.Table | None", activations: "pa.Table", prompts: "pa.Table") -> dict[str, "pa.Table"]:
     """What the additive sums of a part of a corpus are made of. All of a prompt lies in one part.
 
     Args:
-        edges: With the columns of `attribution.edges.EDGE_COLUMNS`.
+        edges: With the columns of `attribution.edges.EDGE_COLUMNS`; `None` where they are had from elsewhere.
         activations: `side` (0 source, 1 target), `prompt`, `pos`, `feature`, `activation`: all that are active at
             counted positions, of the sources and targets that edges are between. With no rows for one of the sides,
             nothing is said that needs them.
         prompts: `prompt`, `n_tokens`, `first_counted` of the part's prompts.
 
     Returns:
-        `"pairs"`, the edges as sums are made of them, and `"features"`: what `statistics/pairs/` and
+        `"pairs"`, the edges, and `"features"`, what is active, as sums are made of them: what `statistics/pairs/` and
         `statistics/features/` have of a part, if anything.
     """
-    return {"pairs": by_target(edges), "features": feature_counts(activations, prompts)}
+    pairs = {} if edges is None else {"pairs": by_target(edges)}
+    return pairs | {"features": active_features(activations, prompts)}
 
 
 def merge_statistics(
@@ -86,8 +87,6 @@ def merge_statistics(
     Raises:
         InputError: There are no sums, or they cannot be read.
     """
-    import pyarrow as pa
-
     if min_stories < 2:
         raise InputError(f"min_stories must be at least 2 (one story has no error), got {min_stories}.")
     place = directory / "statistics"
@@ -103,10 +102,10 @@ def merge_statistics(
         pairs, features = (
             _few([place / kind / name for name in sums[kind]], kind, scratch / kind) for kind in ("pairs", "features")
         )
-        counted = map(FEATURES.table, _merged(features, "features"))
-        counts = from_table(pa.concat_tables([FEATURES.schema.empty_table(), *counted]))
         every, final = scratch / f"every{SUFFIX}", scratch / "final.parquet"
-        tests = judge(merged_pairs(pairs, edges), every, counts, min_stories, complete=not cut)
+        with Ahead() as beside:
+            counted = beside.submit(lambda: counts_of(merged_counts(features)))
+            tests = judge(merged_pairs(pairs, edges), every, counted.result, min_stories, complete=not cut)
         facts = {
             "min_stories": min_stories,
             "interval": estimates.LEVEL,
@@ -116,7 +115,7 @@ def merge_statistics(
             "prior_variance": tests.prior.variance,
             "edges_cut": cut,
         }
-        finish(every, final, tests, counts, min_stories, facts)
+        finish(every, final, tests, counted.result(), min_stories, facts)
         os.replace(final, directory / FILE)
 
 
@@ -139,7 +138,7 @@ def merge_sums(to: Any, kind: str, files: Sequence[Path], edges: Sequence["pa.Ta
 
 
 def _merged(files: Sequence[Path], kind: str, edges: Sequence["pa.Table"] = ()) -> Iterator[Columns]:
-    return merged_pairs(files, edges) if kind == "pairs" else merged(map(scratch_rows, files), LAYOUTS[kind])
+    return merged_pairs(files, edges) if kind == "pairs" else merged_counts(files)
 
 
 def _few(files: Sequence[Path], kind: str, scratch: Path) -> Sequence[Path]:

@@ -7,15 +7,20 @@ histograms of two parts of a corpus add up. Kept besides: where in the prompt a 
 active again k positions later; what pairs would do by chance follows from these (`estimates.association`).
 """
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxcircuits.bulk.merging import Layout, added
-from jaxcircuits.bulk.sorting import Groups, in_order
+from jaxcircuits.attribution.edges import concatenate
+from jaxcircuits.bulk.merging import Layout, added, merged
+from jaxcircuits.bulk.scratch import Columns, scratch_rows, scratch_schema
+from jaxcircuits.bulk.sorting import FEW, Groups, in_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,8 +49,12 @@ def _of_bin(number: Int[np.ndarray, "n"]) -> dict[str, Int[np.ndarray, "n"]]:
     }
 
 
-def feature_counts(activations: "pa.Table", prompts: "pa.Table") -> "pa.Table":
-    """Histograms of some prompts: `count`, and of the activations their sum (`total`) and sum of `squares`.
+ACTIVE = ("side", "prompt", "pos", "feature", "room", "activation")
+"""Columns of what is counted: an activation, and how many positions it pairs with."""
+
+
+def active_features(activations: "pa.Table", prompts: "pa.Table") -> "pa.Table":
+    """What is active at the positions of some prompts that count, as it is counted.
 
     Args:
         activations: `side` (0 source, 1 target), `prompt`, `pos`, `feature`, `activation`: whatever is active at a
@@ -53,74 +62,104 @@ def feature_counts(activations: "pa.Table", prompts: "pa.Table") -> "pa.Table":
         prompts: `prompt`, `n_tokens`, `first_counted` (the first position that counts).
 
     Returns:
-        One row a side, feature, kind and bin that occurs.
+        `ACTIVE`, a row for every position and one for every activation.
     """
     import pyarrow as pa
 
     number, length, first = (prompts[name].to_numpy() for name in ("prompt", "n_tokens", "first_counted"))
-    rows = _every_position(length, first)
+    counted = np.maximum(length - first, 0)
+    within = np.arange(counted.sum()) - np.repeat(np.cumsum(counted) - counted, counted)
+    always = {
+        "side": np.full(len(within), ALL),
+        "prompt": np.repeat(number, counted),
+        "pos": within + np.repeat(first, counted),
+        "feature": np.zeros(len(within)),
+        "room": np.repeat(counted, counted) - 1 - within,
+        "activation": np.zeros(len(within)),
+    }
+    found = {name: activations[name].to_numpy() for name in ACTIVE if name != "room"}
     order = np.argsort(number)
-    sides = activations["side"].to_numpy()
-    for side in (SOURCE, TARGET):
-        mine = activations.filter(pa.array(sides == side))
-        prompt, pos, feature = (mine[name].to_numpy() for name in ("prompt", "pos", "feature"))
-        row = order[np.searchsorted(number, prompt, sorter=order)]
-        room = length[row] - 1 - pos if side == SOURCE else pos - first[row]
-        act = mine["activation"].to_numpy().astype(np.float64)
+    row = order[np.searchsorted(number, found["prompt"], sorter=order)]
+    later, earlier = length[row] - 1 - found["pos"], found["pos"] - first[row]
+    found["room"] = np.where(found["side"] == SOURCE, later, earlier)
+    kinds = dict.fromkeys(ACTIVE, np.int32) | {"side": np.int8, "activation": np.float32}
+    return pa.table({name: np.concatenate([always[name], found[name]]).astype(kinds[name]) for name in ACTIVE})
+
+
+def merged_counts(files: Sequence[Path]) -> Iterator[Columns]:
+    """The histograms of features, some rows at a time.
+
+    Args:
+        files: Of histograms, or of what `active_features` returns.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid: A file is missing or damaged.
+    """
+    active = [file for file in files if "activation" in scratch_schema(file).names]
+    counted = [scratch_rows(file) for file in files if file not in active]
+    rows = [columns for file in active for columns in scratch_rows(file)]
+    if rows:
+        counted.append(iter([feature_counts(concatenate(rows, rows[0]))]))
+    return merged(counted, FEATURES) if len(counted) > 1 else chain(*counted)
+
+
+def feature_counts(active: Columns) -> dict[str, np.ndarray]:
+    """Histograms of what `active_features` returns: how many, and of the activations their sum and sum of squares.
+
+    Returns:
+        `bin`, which says side, feature, kind and place, and what `FEATURES` adds up of each that occurs.
+    """
+    rows: list[Rows] = []
+    for side in (ALL, SOURCE, TARGET):
+        mine = np.flatnonzero(active["side"] == side)
+        prompt, pos, feature, room = (active[name].take(mine) for name in ("prompt", "pos", "feature", "room"))
+        act = active["activation"].take(mine).astype(np.float64)
         rows += [_histogram(side, ROOM, feature, room, act), _histogram(side, POSITION, feature, pos)]
-        rows += [_lags(side, prompt, pos, feature), _stories(side, prompt, feature)]
+        if side != ALL:
+            _, order = in_order(feature, prompt, pos)
+            prompt, pos, feature = (values.take(order) for values in (prompt, pos, feature))
+            stories = Groups.of(feature, prompt)
+            rows.append(_lags(side, stories.row, pos, feature))
+            rows.append(_histogram(side, STORIES, feature.take(stories.starts), np.zeros_like(stories.starts)))
     bins, sums = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    return FEATURES.table(added({"bin": bins, "sums": sums}, FEATURES))
+    return added({"bin": bins, "sums": sums}, FEATURES)
 
 
 Rows = tuple[Int[np.ndarray, "_n"], Float[np.ndarray, "_n 3"]]
 """Bins, and what `FEATURES` adds up of each."""
 
 
-def _every_position(length: Int[np.ndarray, "n"], first: Int[np.ndarray, "n"]) -> list[Rows]:
-    """Of all counted positions, which pair with how many later ones, and which positions there are."""
-    counted = np.maximum(length - first, 0)
-    within = np.arange(counted.sum()) - np.repeat(np.cumsum(counted) - counted, counted)
-    feature = np.zeros(len(within), np.int64)
-    return [
-        _histogram(ALL, ROOM, feature, np.repeat(counted, counted) - 1 - within),
-        _histogram(ALL, POSITION, feature, within + np.repeat(first, counted)),
-    ]
-
-
 def _histogram(side: int, kind: int, feature: np.ndarray, at: np.ndarray, act: np.ndarray | None = None) -> Rows:
-    number, order = in_order(feature, at)
-    groups = Groups.of(number)
-    sums = np.zeros((len(groups.starts), len(FEATURES.sums)))
-    sums[:, 0] = groups.sizes
+    width = int(at.max(initial=0)) + 1
+    number = feature.astype(np.int64) * width + at
+    names = None
+    if number.max(initial=0) > FEW * len(number):
+        names, number = np.unique(number, return_inverse=True)
+    count = np.bincount(number)
+    there = np.flatnonzero(count)
+    sums = np.zeros((len(there), len(FEATURES.sums)))
+    sums[:, 0] = count[there]
     if act is not None:
-        act = act.take(order)
-        sums[:, 1], sums[:, 2] = groups.add(act), groups.add(act * act)
-    first = order.take(groups.starts)
-    return _bin(side, feature.take(first), kind, at.take(first)), sums
+        sums[:, 1], sums[:, 2] = (np.bincount(number, weights)[there] for weights in (act, act * act))
+    feature, at = np.divmod(there if names is None else names, width)
+    return _bin(side, feature, kind, at), sums
 
 
-def _lags(side: int, prompt: np.ndarray, pos: np.ndarray, feature: np.ndarray) -> Rows:
-    """How often a feature that is active is active again, by the number of positions in between."""
-    _, order = in_order(feature, prompt, pos)
+def _lags(side: int, story: np.ndarray, pos: np.ndarray, feature: np.ndarray) -> Rows:
+    """How often a feature that is active is active again in its story, by the number of positions in between.
+
+    Rows are in order; `story` is a number of its own for each feature in each prompt.
+    """
     of, apart = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-    prompt, pos, feature = (values.take(order) for values in (prompt, pos, feature))
-    own = Groups.of(feature, prompt).row
     at = np.arange(len(pos))
     step = 0
     while len(at):  # the next activation, the one after it ..., as long as any is the same feature's in the same prompt
         step += 1
         at = at[: np.searchsorted(at, len(pos) - step)]
-        at = at[own[at] == own[at + step]]
+        at = at[story[at] == story[at + step]]
         of.append(feature[at])
         apart.append(pos[at + step] - pos[at])
     return _histogram(side, LAG, np.concatenate(of), np.concatenate(apart))
-
-
-def _stories(side: int, prompt: np.ndarray, feature: np.ndarray) -> Rows:
-    number, order = in_order(feature, prompt)
-    feature = feature.take(order).take(Groups.of(number).starts)
-    return _histogram(side, STORIES, feature, np.zeros(len(feature), np.int64))
 
 
 @dataclass(frozen=True)
@@ -194,11 +233,11 @@ class FeatureCounts:
         return np.where((self.pairs > 0) & (share > 0) & (share < 1), r, 0.0)
 
 
-def from_table(table: "pa.Table") -> FeatureCounts | None:
+def counts_of(merged: Iterable[Columns]) -> FeatureCounts | None:
     """Reads merged histograms; `None` where no activation was given for one of the sides."""
-    columns = _of_bin(table["bin"].to_numpy())
-    sums = table["sums"].combine_chunks().flatten().to_numpy().reshape(-1, len(FEATURES.sums))
-    columns |= dict(zip(FEATURES.sums, sums.T, strict=True))
+    found = concatenate(list(merged), FEATURES.columns)
+    columns = _of_bin(found["bin"])
+    columns |= dict(zip(FEATURES.sums, found["sums"].reshape(-1, len(FEATURES.sums)).T, strict=True))
     if not all((columns["side"] == side).any() for side in (SOURCE, TARGET)):
         return None
     width = int(columns["at"].max()) + 1

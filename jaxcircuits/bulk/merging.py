@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxcircuits.ahead import each_ahead
 from jaxcircuits.attribution.edges import concatenate
 from jaxcircuits.bulk.scratch import ROWS, Columns
 from jaxcircuits.bulk.sorting import Groups
@@ -62,11 +63,15 @@ def merged(tables: Iterable[Iterator[Columns]], layout: Layout) -> Iterator[Colu
         tables: Some rows of each at a time, sorted by key, each key once.
         layout: What they hold.
     """
-    streams = [_Stream(table, layout.key) for table in tables]
+    return each_ahead(lambda pieces: added(concatenate(pieces, layout.columns), layout), _pieces(tables, layout.key))
+
+
+def _pieces(tables: Iterable[Iterator[Columns]], key: str) -> Iterator[list[Columns]]:
+    """All rows of some keys, then of those that follow."""
+    streams = [_Stream(table, key) for table in tables]
     while streams := [stream for stream in streams if stream.fill()]:
         last = min(stream.last for stream in streams)  # up to here every stream has been read
-        pieces = [piece for stream in streams for piece in stream.take(last)]
-        yield added(concatenate(pieces, layout.columns), layout)
+        yield [piece for stream in streams for piece in stream.take(last)]
 
 
 class _Stream:
@@ -106,7 +111,7 @@ def added(columns: Columns, layout: Layout) -> dict[str, np.ndarray]:
     order = np.argsort(columns[layout.key], kind="stable")  # quick where the rows are a few sorted runs
     key = columns[layout.key].take(order)
     groups = Groups.of(key)
-    out = {layout.key: key.take(groups.starts), "sums": groups.add_rows(columns["sums"], order)}
+    out = {layout.key: key.take(groups.starts), "sums": groups.sums(order) @ columns["sums"]}
     if layout.largest:
         at = order.take(groups.greatest(columns["largest_size"].take(order)))
         out |= {f"largest_{name}": columns[f"largest_{name}"].take(at) for name in LARGEST}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int
 
+from jaxcircuits.ahead import each_ahead
 from jaxcircuits.attribution.edges import concatenate
 from jaxcircuits.bulk.merging import Layout, merged
 from jaxcircuits.bulk.pair_edges import PartEdges
@@ -93,49 +94,51 @@ def edge_sums(tables: Sequence["pa.Table"]) -> Iterator[Columns]:
     features = np.concatenate([part.targets["target_feature"] for part in parts])
     edges = np.bincount(features, np.concatenate([np.diff(part.bounds) for part in parts])).cumsum()
     bounds = [*np.unique(np.searchsorted(edges, np.arange(0, edges[-1], BLOCK))), len(edges)]
-    for block in starmap(slice, pairwise(bounds)):
-        found = [part.of(block) for part in parts]
-        before = 0
-        for targets, rows in found:
-            rows["target"] += before
-            before += len(targets["prompt"])
-        yield _sums(*(concatenate(tables, tables[0]) for tables in zip(*found, strict=True)))
+    yield from each_ahead(lambda features: _sums_of(parts, features), starmap(slice, pairwise(bounds)))
+
+
+def _sums_of(parts: Sequence[PartEdges], features: slice) -> Columns:
+    """The sums of pairs of some target features."""
+    found = [part.of(features) for part in parts]
+    before = 0
+    for targets, rows in found:
+        rows["target"] += before
+        before += len(targets["prompt"])
+    return _sums(*(concatenate(tables, tables[0]) for tables in zip(*found, strict=True)))
 
 
 def _sums(targets: Columns, edges: Columns) -> Columns:
     """What edges add up to; `target` says which of the targets each is into."""
-    target = edges["target"]
+    target, attribution, source_act = edges["target"], edges["attribution"], edges["source_act"]
     source, offset = edges["source_feature"], targets["target_pos"].take(target) - edges["source_pos"]
-    number, order = in_order(targets["target_feature"].take(target), source, offset)
-    target, attribution, source_act = (v.take(order) for v in (target, edges["attribution"], edges["source_act"]))
     prompt, target_act = targets["prompt"].take(target), targets["target_act"].take(target)
-    pairs, stories = Groups.of(number), Groups.of(number, prompt)
-    of_story = Groups.of(number.take(stories.starts))
+    number, order = in_order(targets["target_feature"].take(target), source, offset)
+    pairs, stories = Groups.of(number), Groups.of(number, prompt.take(order))
+    of_pair, of_story = pairs.sums(order), Groups.of(number.take(stories.starts)).sums()
     wide, size = attribution.astype(np.float64), np.abs(attribution)
     both = (source_act != 0) & (target_act > 0)
-    n, total = stories.sizes, stories.add(wide)
+    n, total = stories.sizes, stories.sums(order) @ wide
     sums = (
         pairs.sizes,
-        pairs.sizes if both.all() else pairs.add(both),
-        pairs.add(attribution > 0),
-        of_story.add(total),
-        pairs.add(size),
-        pairs.add(wide * wide),
-        pairs.add(wide * target_act),
-        pairs.add(source_act.astype(np.float64) * target_act),
-        of_story.sizes,
-        of_story.add(total * total),
-        of_story.add(total * n),
-        of_story.add(n * n),
-        of_story.add(n * n * n),
+        pairs.sizes if both.all() else of_pair @ both,
+        of_pair @ (attribution > 0),
+        of_story @ total,
+        of_pair @ size,
+        of_pair @ (wide * wide),
+        of_pair @ (wide * target_act),
+        of_pair @ (source_act.astype(np.float64) * target_act),
+        of_story @ np.ones(len(n)),
+        of_story @ (total * total),
+        of_story @ (total * n),
+        of_story @ (n * n),
+        of_story @ (n * n * n),
     )
-    at, first = pairs.greatest(size), order.take(pairs.starts)
-    feature = targets["target_feature"].take(target.take(pairs.starts))
+    first, largest = order.take(pairs.starts), order.take(pairs.greatest(size.take(order)))
     return {
-        PAIR: pair_of(feature, source.take(first), offset.take(first)),
+        PAIR: pair_of(targets["target_feature"].take(target.take(first)), source.take(first), offset.take(first)),
         "sums": np.stack(sums, 1),
-        "largest_size": size.take(at),
-        "largest_prompt": prompt.take(at),
-        "largest_pos": targets["target_pos"].take(target.take(at)),
-        "largest_value": attribution.take(at),
+        "largest_size": size.take(largest),
+        "largest_prompt": prompt.take(largest),
+        "largest_pos": targets["target_pos"].take(target.take(largest)),
+        "largest_value": attribution.take(largest),
     }

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -39,6 +39,9 @@ from jaxcircuits.files import absent_parents, remove_empty
 from jaxcircuits.mesh import DATA, shape_of
 from jaxcircuits.places import Place, Where
 from jaxcircuits.progress import progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BASELINE = "baseline.npy"
 
@@ -337,10 +340,16 @@ def _store(store: Store, sums: Sums, engine: Engine, part: Part, kept: Kept) -> 
     """Stores a part and lets it count. Statistics, or merged sums, hold a part that was damaged since already."""
     summed = STATISTICS in store.record["files"] or is_summed(store.record["sums"], part.number)
     to_sum = kept.statistics and not summed
-    tables = tables_of(engine, part, kept, edge_statistics.partial_statistics if to_sum else None)
-    if to_sum and jax.process_count() == 1:  # parts come in order, so few wait
-        sums.hold(part.number, tables)
-    entry = store.write_part(part.number, part.entry, tables)
+    held = to_sum and kept.edges and jax.process_count() == 1  # parts come in order, so few wait
+
+    def summary(*of: "pa.Table") -> "dict[str, pa.Table]":
+        return edge_statistics.partial_statistics(None if held else of[0], *of[1:])
+
+    tables = tables_of(engine, part, kept, summary if to_sum else None)
+    with Ahead() as beside:
+        if held:
+            beside.submit(sums.hold, part.number, tables["edges"])
+        entry = store.write_part(part.number, part.entry, tables)
     if processes.is_first():
         store.count(entry)
         sums.compact()

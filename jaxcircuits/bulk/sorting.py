@@ -1,10 +1,14 @@
 """Rows by key, and sums over rows of one key: what all additive tables are made with."""
 
+from math import prod
 from typing import NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
+
+FEW = 8
+"""Keys for each row at most, for keys to be counted: as long as what counts them is in a cache."""
 
 
 def in_order(*keys: Int[np.ndarray, "n"]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
@@ -16,20 +20,28 @@ def in_order(*keys: Int[np.ndarray, "n"]) -> tuple[Int[np.ndarray, "n"], Int[np.
     [3, 1, 0, 2]
     """
     n = len(keys[0])
-    rows = n.bit_length()
-    bits = [int(key.max(initial=0)).bit_length() for key in keys]
-    if sum(bits) + rows > 63:
+    least = [int(key.min()) if n else 0 for key in keys]
+    sizes = [int(key.max(initial=0)) - low + 1 for key, low in zip(keys, least, strict=True)]
+    if prod(sizes) << n.bit_length() >= 1 << 63:
         order = np.lexsort(keys[::-1])
         return Groups.of(*(key.take(order) for key in keys)).row, order
+    number = np.zeros(n, np.int64)
+    for key, low, size in zip(keys, least, sizes, strict=True):
+        number *= size
+        number += key
+        number -= low
+    if prod(sizes) <= FEW * n:  # counted, row by row, as a sparse matrix counts its entries
+        entries = np.ones(n, np.int8), (number, np.arange(n, dtype=np.int32))
+        order = coo_array(entries, shape=(prod(sizes), n)).tocsr().indices
+        return number.take(order), order
     # Key and row in one number are sorted several times as fast as keys in a stable order.
-    packed = np.zeros(n, np.int64)
-    for key, width in (*zip(keys, bits, strict=True), (np.arange(n), rows)):
-        packed <<= width
-        packed |= key
-    packed.sort()
-    order = packed & (1 << rows) - 1
-    packed >>= rows
-    return packed, order
+    rows = n.bit_length()
+    number <<= rows
+    number |= np.arange(n)
+    number.sort()
+    order = number & (1 << rows) - 1
+    number >>= rows
+    return number, order
 
 
 class Groups(NamedTuple):
@@ -37,11 +49,11 @@ class Groups(NamedTuple):
 
     Attributes:
         starts: Where each begins.
-        row: Which of them each row is in.
+        n: How many rows there are.
     """
 
     starts: Int[np.ndarray, "_n"]
-    row: Int[np.ndarray, "n"]
+    n: int
 
     @classmethod
     def of(cls, *keys: Int[np.ndarray, "n"]) -> Self:
@@ -49,23 +61,32 @@ class Groups(NamedTuple):
         changes = np.zeros(len(keys[0]), bool)
         for key in keys:
             changes[1:] |= key[1:] != key[:-1]
-        row = changes.cumsum()
         changes[:1] = True
-        return cls(np.flatnonzero(changes), row)
+        return cls(np.flatnonzero(changes), len(changes))
 
     @property
     def sizes(self) -> Float[np.ndarray, "_n"]:
         """How many rows each has, in float64, as sums are."""
-        return np.diff(self.starts, append=len(self.row)).astype(np.float64)
+        return np.diff(self.starts, append=self.n).astype(np.float64)
 
-    def add(self, values: np.ndarray) -> Float[np.ndarray, "_n"]:
-        """The sum of each run, in float64. Where runs are short, several times as fast as `reduceat`."""
-        return np.bincount(self.row, values, len(self.starts)).astype(np.float64, copy=False)  # integers if empty
+    @property
+    def row(self) -> Int[np.ndarray, "n"]:
+        """Which of them each row is in."""
+        return np.repeat(np.arange(len(self.starts)), np.diff(self.starts, append=self.n))
 
-    def add_rows(self, values: Float[np.ndarray, "_m k"], order: Int[np.ndarray, "n"]) -> Float[np.ndarray, "_n k"]:
-        """The sums of each run of rows of a matrix that are brought in an order."""
-        ends = np.append(self.starts, len(order))
-        return csr_array((np.ones(len(order)), order, ends), (len(self.starts), len(values))) @ values
+    def sums(self, order: Int[np.ndarray, "n"] | None = None) -> csr_array:
+        """A matrix: times values, or rows of values, it is their sum over each run, in float64.
+
+        While it is at work other threads run, which holds neither for `bincount` nor, where runs are short, for the
+        speed of `reduceat`.
+
+        Args:
+            order: Which value each row has; by default they have one each.
+        """
+        order = np.arange(self.n) if order is None else order
+        ends = np.append(self.starts, self.n).astype(order.dtype)
+        shape = len(self.starts), self.n
+        return csr_array((np.ones(self.n), order, ends), shape)
 
     def greatest(self, values: Float32[np.ndarray, "n"]) -> Int[np.ndarray, "_n"]:
         """The first place of the greatest value of each run; no value is below 0."""

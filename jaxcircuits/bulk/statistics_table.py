@@ -1,15 +1,14 @@
 """`statistics.parquet`: its columns, and how they follow from merged sums, a batch of pairs at a time."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxcircuits.ahead import Ahead, each_ahead
+from jaxcircuits.ahead import each_ahead
 from jaxcircuits.attribution.edges import concatenate
 from jaxcircuits.bulk import estimates
 from jaxcircuits.bulk.feature_counts import FeatureCounts
@@ -58,12 +57,10 @@ STATISTICS: dict[str, str] = {
 """The columns of `statistics.parquet`, and what they mean. Source: `expected` and `twera` are the ERA and TWERA of
 Ameisen et al. 2025, "Circuit tracing", with this run's derivative in place of a virtual weight."""
 
-TESTED = 2**16
-"""Tested pairs at most that are looked at together."""
-
 NAMES = ("target_feature", "source_feature", "offset")
 COUNTS = ("edges", "both_active", "target_active", "source_active", "position_pairs", "stories")
 COUNTS += ("largest_prompt", "largest_target_pos", "largest_source_pos")
+RATIOS = ("effective_stories", "degrees", "share_positive")  # of small counts, so that they repeat
 
 
 _JUDGED = ("mean", "error", "scale", "p_mean", "chance", "p_association")
@@ -88,35 +85,40 @@ class Tests:
         )
 
 
-def judge(merged: Iterable[Columns], file: Path, counts: FeatureCounts | None, least: int, *, complete: bool) -> Tests:
+def judge(
+    merged: Iterable[Columns], file: Path, counts: Callable[[], FeatureCounts | None], least: int, *, complete: bool
+) -> Tests:
     """Looks at all pairs before anything is said of one.
 
     Args:
         merged: Merged sums, one row a pair (`merged_pairs`), some at a time.
         file: Where to keep them for `finish`.
-        counts: Of features; `None` where they are unknown.
+        counts: Returns those of features; `None` where they are unknown.
         least: Stories that a tested pair has at least.
         complete: Whether no edge was cut, so that joint activations can be compared with chance.
     """
-    offsets = set()
-    with scratch_writer(file, PAIRS.schema) as write:
 
-        def tested() -> Iterator[Columns]:
+    def kept() -> Iterator[Columns]:
+        with scratch_writer(file, PAIRS.schema) as write:
             for sums in merged:
                 write(PAIRS.table(sums))
-                columns = _with_features(sums)
-                offsets.update(np.flatnonzero(np.bincount(columns["offset"])).tolist())
-                enough = columns["stories"] >= least
-                if enough.any():
-                    yield {name: values[enough] for name, values in columns.items()}
+                yield sums
 
-        with closing(each_ahead(_joined(tested(), TESTED))) as batches:  # nothing writes once this is left
-            found = [_judged(columns, counts if complete else None) for columns in batches]
+    def look(sums: Columns) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        columns = _with_features(sums)
+        tested = columns["stories"] >= least
+        offsets = np.flatnonzero(np.bincount(columns["offset"]))
+        return offsets, _judged(
+            {name: values[tested] for name, values in columns.items()}, counts() if complete else None
+        )
+
+    looked = list(each_ahead(look, _joined(kept(), ROWS)))
     hypotheses = None
-    if counts is not None and complete:  # every pair that could have been found, whether or not it ever was
-        often = [int((side.stories >= least).sum()) for side in (counts.source, counts.target)]
-        hypotheses = max(often[0] * often[1] * len(offsets), sum(len(f[0]) for f in found))
-    return Tests(found, hypotheses)
+    if complete and (features := counts()) is not None:  # every pair that could have been found, whether it was or not
+        often = [int((side.stories >= least).sum()) for side in (features.source, features.target)]
+        offsets = set().union(*(offsets.tolist() for offsets, _ in looked))
+        hypotheses = max(often[0] * often[1] * len(offsets), sum(len(found[0]) for _, found in looked))
+    return Tests([found for _, found in looked], hypotheses)
 
 
 def _judged(c: Columns, counts: FeatureCounts | None) -> tuple[np.ndarray, ...]:
@@ -143,18 +145,25 @@ def finish(
     import pyarrow.parquet as pq
 
     schema = _schema(facts)
-    first = 0
-    with pq.ParquetWriter(final, schema, **encodings(schema)) as writer, Ahead() as ahead:
-        # Half a row group: columns of one piece, and those of the one being written, are several times its sums.
-        for c in map(_with_features, _joined(scratch_rows(file), ROWS // 2)):
+
+    def pieces() -> Iterator[tuple[Columns, np.ndarray, slice]]:
+        first = 0
+        for c in map(_with_features, _joined(scratch_rows(file), ROWS)):
             tested = c["stories"] >= least
             mine = slice(first, first + int(tested.sum()))
             first = mine.stop
-            ahead.submit(writer.write_table, _table(_described(c, tests, tested, mine, counts), schema))
+            yield c, tested, mine
+
+    def described(piece: tuple[Columns, np.ndarray, slice]) -> "pa.Table":
+        return _table(_described(*piece, tests, counts), schema)
+
+    with pq.ParquetWriter(final, schema, **encodings(schema, RATIOS)) as writer:
+        for table in each_ahead(described, pieces()):
+            writer.write_table(table)
 
 
 def _described(
-    c: Columns, tests: Tests, tested: np.ndarray, mine: slice, counts: FeatureCounts | None
+    c: Columns, tested: np.ndarray, mine: slice, tests: Tests, counts: FeatureCounts | None
 ) -> dict[str, np.ndarray]:
     """All columns of some pairs; `mine` are the entries of those that are tested."""
     n = len(tested)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxcircuits.ahead import each_ahead
 from jaxcircuits.bulk.scratch import SUFFIX, write_scratch
 from jaxcircuits.errors import InputError
 from jaxcircuits.places import Place
@@ -49,15 +50,16 @@ class Store:
         self.place.write(RECORD, _json(self.record))
 
     def write_part(self, number: int, entry: Mapping[str, Any], tables: Mapping[str, "pa.Table"]) -> dict[str, Any]:
-        """Writes the files of a part and returns its entry, with which it does not count yet."""
-        files = {}
-        for kind, table in tables.items():
+        """Writes the files of a part, some at once, and returns its entry, with which it does not count yet."""
+
+        def write(kind: str) -> dict[str, Any]:
             summed = kind.startswith(SUMS)
             name = f"{kind}/part-{number:05d}{SUFFIX if summed else '.parquet'}"
             with self.place.new_file(name) as file:
-                write = write_scratch if summed else write_table
-                write(file, table)
-            files[kind] = {"file": name, "rows": table.num_rows, **file_entry(self.place, name)}
+                (write_scratch if summed else write_table)(file, tables[kind])
+            return {"file": name, "rows": tables[kind].num_rows, **file_entry(self.place, name)}
+
+        files = dict(zip(tables, each_ahead(write, tables), strict=True))
         return {"part": number, **entry, **files}
 
     def count(self, *entries: dict[str, Any]) -> None:
@@ -171,8 +173,12 @@ def write_table(to: Any, table: "pa.Table") -> None:
     pq.write_table(table, to, row_group_size=ROWS, **encodings(table.schema))
 
 
-def encodings(schema: "pa.Schema") -> dict[str, Any]:
+def encodings(schema: "pa.Schema", few: Sequence[str] = ()) -> dict[str, Any]:
     """How Parquet files are written: zstd, alone or after an encoding that helps it.
+
+    Args:
+        schema: What is written.
+        few: Doubles that repeat, which a dictionary suits.
 
     Numbers of 32 bits are those of edges: they repeat in runs, or not at all, so that an encoding takes longer than it
     saves. In statistics' doubles, sorted into their first, second ... bytes, zstd finds more.
@@ -180,7 +186,7 @@ def encodings(schema: "pa.Schema") -> dict[str, Any]:
     import pyarrow as pa
 
     plain = [field.name for field in schema if field.type in (pa.int8(), pa.int32(), pa.float32())]
-    doubles = [field.name for field in schema if field.type == pa.float64()]
+    doubles = [field.name for field in schema if field.type == pa.float64() and field.name not in few]
     others = [name for name in schema.names if name not in (*plain, *doubles)]
     return {"compression": "zstd", "use_dictionary": others or False, "use_byte_stream_split": doubles or False}
 

@@ -40,10 +40,9 @@ class Sums:
         self.store = store
         self._edges: dict[int, pa.Table] = {}
 
-    def hold(self, part: int, tables: "dict[str, pa.Table]") -> None:
-        """Takes a part's edges from the tables to be written, if they can be had again."""
-        if "edges" in tables:
-            self._edges[part] = tables.pop(f"{SUMS}/pairs")
+    def hold(self, part: int, edges: "pa.Table") -> None:
+        """Takes a part's edges, which can be had again."""
+        self._edges[part] = by_target(edges)
 
     def compact(self) -> None:
         """Merges neighbours as long as there are enough of one size.

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from jaxcircuits.bulk import estimates
-from jaxcircuits.bulk.edge_statistics import partial_statistics
 from jaxcircuits.bulk.estimates import (
     clustered_mean,
     confidence_interval,
@@ -20,7 +19,7 @@ from jaxcircuits.bulk.estimates import (
     shrink,
     zero_mean,
 )
-from jaxcircuits.bulk.feature_counts import from_table
+from jaxcircuits.bulk.feature_counts import active_features, counts_of, feature_counts
 from tests.bulk.corpora import Corpus, statistics
 
 PAIRS, TRUTH = 6000, 0.3
@@ -120,21 +119,14 @@ def dealt(seed: int, *, real: int = 0, offset: int = 0) -> tuple[Corpus, np.ndar
 
 def judged(corpus: Corpus, offset: int) -> tuple[np.ndarray, np.ndarray]:
     """p and chance of every pair `[source, target]`."""
-    counts = from_table(partial_statistics(_no_edges(), corpus.activations, corpus.prompts)["features"])
+    active = active_features(corpus.activations, corpus.prompts)
+    counts = counts_of([feature_counts({name: active[name].to_numpy() for name in active.column_names})])
     assert counts is not None
     late, early = corpus.target[:, :, offset:] > 0, corpus.source[:, :, : 40 - offset] > 0
     both = np.einsum("gsp,gtp->st", early.astype(float), late.astype(float))
     source, target = (x.reshape(-1) for x in np.mgrid[:40, :40])
     chance, p = estimates.association(counts, source, target, np.full(1600, offset), both.reshape(-1))
     return p.reshape(40, 40), chance.reshape(40, 40)
-
-
-def _no_edges():
-    import pyarrow as pa
-
-    ints = ("prompt", "target_pos", "target_feature", "source_pos", "source_feature")
-    floats = ("attribution", "source_act", "target_act")
-    return pa.table(dict.fromkeys(ints, pa.array([], pa.int32())) | dict.fromkeys(floats, pa.array([], pa.float32())))
 
 
 @pytest.mark.parametrize("offset", [0, 2])

@@ -6,7 +6,7 @@ import pytest
 from jaxcircuits.bulk.sorting import Groups, in_order
 
 
-@pytest.mark.parametrize("scale", [1, 2**28], ids=["in one number", "too large for one number"])
+@pytest.mark.parametrize("scale", [1, 2**8, 2**28], ids=["counted", "in one number", "too large for one number"])
 @pytest.mark.parametrize("n", [0, 1, 500])
 def test_keys_are_sorted_and_equal_ones_stay_in_order(scale: int, n: int) -> None:
     rng = np.random.default_rng(0)
@@ -25,5 +25,7 @@ def test_runs_are_summed_and_their_greatest_is_the_first_of_equals(n: int) -> No
     runs = [np.flatnonzero(key == k) for k in np.unique(key)]
     np.testing.assert_array_equal(groups.starts, [run[0] for run in runs])
     np.testing.assert_array_equal(groups.sizes, [len(run) for run in runs])
-    np.testing.assert_array_equal(groups.add(values), [values[run].sum() for run in runs])
+    np.testing.assert_array_equal(groups.sums() @ values, [values[run].sum() for run in runs])
+    order = rng.permutation(n)
+    np.testing.assert_array_equal(groups.sums(order) @ values, [values[order[run]].sum() for run in runs])
     np.testing.assert_array_equal(groups.greatest(values), [run[np.argmax(values[run])] for run in runs])
