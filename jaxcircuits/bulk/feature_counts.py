@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxcircuits.ahead import each_ahead
 from jaxcircuits.attribution.edges import concatenate
 from jaxcircuits.bulk.merging import Layout, added, merged
 from jaxcircuits.bulk.scratch import Columns, scratch_rows, scratch_schema
-from jaxcircuits.bulk.sorting import FEW, Groups, in_order
+from jaxcircuits.bulk.sorting import BLOCK, FEW, Groups, blocks, in_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,28 +100,41 @@ def merged_counts(files: Sequence[Path]) -> Iterator[Columns]:
     counted = [scratch_rows(file) for file in files if file not in active]
     rows = [columns for file in active for columns in scratch_rows(file)]
     if rows:
-        counted.append(iter([feature_counts(concatenate(rows, rows[0]))]))
+        counted.append(feature_counts(concatenate(rows, rows[0])))
     return merged(counted, FEATURES) if len(counted) > 1 else chain(*counted)
 
 
-def feature_counts(active: Columns) -> dict[str, np.ndarray]:
+def feature_counts(active: Columns) -> Iterator[Columns]:
     """Histograms of what `active_features` returns: how many, and of the activations their sum and sum of squares.
 
     Returns:
-        `bin`, which says side, feature, kind and place, and what `FEATURES` adds up of each that occurs.
+        `bin`, which says side, feature, kind and place, and what `FEATURES` adds up of each that occurs: those of some
+        features at a time.
     """
-    rows: list[Rows] = []
-    for side in (ALL, SOURCE, TARGET):
-        mine = np.flatnonzero(active["side"] == side)
-        prompt, pos, feature, room = (active[name].take(mine) for name in ("prompt", "pos", "feature", "room"))
-        act = active["activation"].take(mine).astype(np.float64)
-        rows += [_histogram(side, ROOM, feature, room, act), _histogram(side, POSITION, feature, pos)]
-        if side != ALL:
-            _, order = in_order(feature, prompt, pos)
-            prompt, pos, feature = (values.take(order) for values in (prompt, pos, feature))
-            stories = Groups.of(feature, prompt)
-            rows.append(_lags(side, stories.row, pos, feature))
-            rows.append(_histogram(side, STORIES, feature.take(stories.starts), np.zeros_like(stories.starts)))
+
+    def some() -> Iterator[tuple[int, Int[np.ndarray, "_n"]]]:
+        for side in (ALL, SOURCE, TARGET):
+            rows = np.flatnonzero(active["side"] == side)
+            feature = active["feature"].take(rows)
+            rows = rows.take(in_order(feature)[1])
+            ends = np.bincount(feature).cumsum()
+            for block in blocks(ends, BLOCK):
+                yield side, rows[ends[block.start - 1] if block.start else 0 : ends[block.stop - 1]]
+
+    return each_ahead(lambda of: _counts(of[0], {name: active[name].take(of[1]) for name in ACTIVE}), some())
+
+
+def _counts(side: int, active: Columns) -> Columns:
+    """Histograms of some features of a side."""
+    prompt, pos, feature = (active[name] for name in ("prompt", "pos", "feature"))
+    act = active["activation"].astype(np.float64)
+    rows = [_histogram(side, ROOM, feature, active["room"], act), _histogram(side, POSITION, feature, pos)]
+    if side != ALL:
+        _, order = in_order(feature, prompt, pos)
+        prompt, pos, feature = (values.take(order) for values in (prompt, pos, feature))
+        stories = Groups.of(feature, prompt)
+        rows.append(_lags(side, stories.row, pos, feature))
+        rows.append(_histogram(side, STORIES, feature.take(stories.starts), np.zeros_like(stories.starts)))
     bins, sums = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     return added({"bin": bins, "sums": sums}, FEATURES)
 
@@ -130,8 +144,8 @@ Rows = tuple[Int[np.ndarray, "_n"], Float[np.ndarray, "_n 3"]]
 
 
 def _histogram(side: int, kind: int, feature: np.ndarray, at: np.ndarray, act: np.ndarray | None = None) -> Rows:
-    width = int(at.max(initial=0)) + 1
-    number = feature.astype(np.int64) * width + at
+    width, least = int(at.max(initial=0)) + 1, int(feature.min(initial=2**31 - 1))
+    number = (feature.astype(np.int64) - least) * width + at
     names = None
     if number.max(initial=0) > FEW * len(number):
         names, number = np.unique(number, return_inverse=True)
@@ -142,7 +156,7 @@ def _histogram(side: int, kind: int, feature: np.ndarray, at: np.ndarray, act: n
     if act is not None:
         sums[:, 1], sums[:, 2] = (np.bincount(number, weights)[there] for weights in (act, act * act))
     feature, at = np.divmod(there if names is None else names, width)
-    return _bin(side, feature, kind, at), sums
+    return _bin(side, feature + least, kind, at), sums
 
 
 def _lags(side: int, story: np.ndarray, pos: np.ndarray, feature: np.ndarray) -> Rows:

@@ -5,7 +5,6 @@ are then fewer rows than edges by far. Sums of sums are the same.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from jaxcircuits.attribution.edges import concatenate
 from jaxcircuits.bulk.merging import Layout, merged
 from jaxcircuits.bulk.pair_edges import PartEdges
 from jaxcircuits.bulk.scratch import Columns, scratch_rows, scratch_schema, scratch_table
-from jaxcircuits.bulk.sorting import Groups, in_order
+from jaxcircuits.bulk.sorting import BLOCK, Groups, blocks, in_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,9 +41,6 @@ PAIR = "pair"
 """The key: one number for a (target feature, source feature, offset), in their order."""
 
 PAIRS = Layout(PAIR, SUMS, largest=True)
-
-BLOCK = 2**16
-"""Edges that are summed at once, if no target has more: as many as a core's cache holds."""
 
 _OFFSET, _SOURCE = 16, 24
 """Bits of an offset and of a source feature."""
@@ -93,8 +89,7 @@ def edge_sums(tables: Sequence["pa.Table"]) -> Iterator[Columns]:
         return
     features = np.concatenate([part.targets["target_feature"] for part in parts])
     edges = np.bincount(features, np.concatenate([np.diff(part.bounds) for part in parts])).cumsum()
-    bounds = [*np.unique(np.searchsorted(edges, np.arange(0, edges[-1], BLOCK))), len(edges)]
-    yield from each_ahead(lambda features: _sums_of(parts, features), starmap(slice, pairwise(bounds)))
+    yield from each_ahead(lambda block: _sums_of(parts, block), blocks(edges, BLOCK))
 
 
 def _sums_of(parts: Sequence[PartEdges], features: slice) -> Columns:

@@ -1,14 +1,37 @@
 """Rows by key, and sums over rows of one key: what all additive tables are made with."""
 
+from collections.abc import Iterator
+from itertools import pairwise, starmap
 from math import prod
 from typing import NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int, Real
 from scipy.sparse import coo_array, csr_array
 
 FEW = 8
 """Keys for each row at most, for keys to be counted: as long as what counts them is in a cache."""
+
+
+BLOCK = 2**16
+"""Rows that are worked on at once, if they can be parted so: as many as a core's cache holds what is made of."""
+
+
+def blocks(ends: Real[np.ndarray, "n"], rows: int) -> Iterator[slice]:
+    """Runs of things that together have about as many rows, and at least one thing.
+
+    Args:
+        ends: Where the rows of each end.
+        rows: How many are wanted.
+
+    >>> import numpy as np
+    >>> from jaxcircuits.bulk.sorting import blocks
+    >>> list(blocks(np.array([3, 4, 9, 10, 11]), 4))
+    [slice(0, 1, None), slice(1, 2, None), slice(2, 5, None)]
+    """
+    if len(ends):
+        bounds = [*np.unique(np.searchsorted(ends, np.arange(0, ends[-1], rows))).tolist(), len(ends)]
+        yield from starmap(slice, pairwise(bounds))
 
 
 def in_order(*keys: Int[np.ndarray, "n"]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:

@@ -120,7 +120,7 @@ def dealt(seed: int, *, real: int = 0, offset: int = 0) -> tuple[Corpus, np.ndar
 def judged(corpus: Corpus, offset: int) -> tuple[np.ndarray, np.ndarray]:
     """p and chance of every pair `[source, target]`."""
     active = active_features(corpus.activations, corpus.prompts)
-    counts = counts_of([feature_counts({name: active[name].to_numpy() for name in active.column_names})])
+    counts = counts_of(feature_counts({name: active[name].to_numpy() for name in active.column_names}))
     assert counts is not None
     late, early = corpus.target[:, :, offset:] > 0, corpus.source[:, :, : 40 - offset] > 0
     both = np.einsum("gsp,gtp->st", early.astype(float), late.astype(float))

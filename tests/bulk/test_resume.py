@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -38,8 +39,13 @@ def everything(path: str) -> dict[str, bytes]:
 def test_killed_after_any_write_it_ends_in_the_same_bytes(bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each state that a kill can leave is one between two writes, or amid one; all of them are gone on from."""
     states: list[str] = []
+    one = Lock()  # files of a part are written at once
 
     def replace(partial, path) -> None:
+        with one:
+            replace_and_copy(partial, path)
+
+    def replace_and_copy(partial, path) -> None:
         if "run" in Path(path).parts and len(states) % 4 == 0:  # amid this write
             states.append(f"state-{len(states)}")
             shutil.copytree("run", states[-1])
