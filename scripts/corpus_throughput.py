@@ -15,7 +15,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -47,11 +47,13 @@ def main() -> None:
     parser.add_argument("--positions", default="same", choices=("same", "all"))
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--memory", type=parse_memory)
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="these of the things that are timed")
     parser.add_argument("--json", help="where to write the numbers")
     args = parser.parse_args()
     bundle = original_shape_bundle().bundle if args.original else load_bundle()
     settings = Settings(positions=args.positions, top_k=args.top_k)
-    found = measure(bundle, settings, prompts_of(args, bundle), args.memory or device_memory(), args.repeats)
+    only = [CONTENDERS[name] for name in args.only or CONTENDERS]
+    found = measure(bundle, settings, prompts_of(args, bundle), args.memory or device_memory(), args.repeats, only)
     print_report(found)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=2) + "\n")
@@ -68,17 +70,25 @@ def prompts_of(args: argparse.Namespace, bundle: Bundle) -> Prompts:
     return Prompts(bundle, rows=[random_prompt(bundle.cfg, n, i).tolist() for i, n in enumerate(cut)])
 
 
-def measure(bundle: Bundle, settings: Settings, prompts: Prompts, memory: int, repeats: int) -> dict[str, Any]:
+def measure(
+    bundle: Bundle, settings: Settings, prompts: Prompts, memory: int, repeats: int, only: Sequence[str]
+) -> dict[str, Any]:
     """Seconds of each, by turns."""
     directory = Path(tempfile.mkdtemp(prefix="corpus-throughput-"))
     try:
-        return _measure(bundle, settings, prompts, memory, repeats, directory)
+        return _measure(bundle, settings, prompts, memory, repeats, only, directory)
     finally:
         shutil.rmtree(directory)
 
 
 def _measure(
-    bundle: Bundle, settings: Settings, prompts: Prompts, memory: int, repeats: int, directory: Path
+    bundle: Bundle,
+    settings: Settings,
+    prompts: Prompts,
+    memory: int,
+    repeats: int,
+    only: Sequence[str],
+    directory: Path,
 ) -> dict[str, Any]:
     def whole(name: str, **kept: Any) -> Callable[[], Any]:
         def run() -> Any:
@@ -106,21 +116,24 @@ def _measure(
         for part in parts:
             engine.listed(part)
 
-    contenders = {
-        "compiled programs": programs,
-        "engine": listed,
-        "whole command": whole("edges"),
-        "whole command, statistics too": whole("statistics", statistics=True),
-        "whole command, activations too": whole("activations", activations=True),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    calls = (
+        programs,
+        listed,
+        whole("edges"),
+        whole("statistics", statistics=True),
+        whole("activations", activations=True),
+    )
+    contenders = dict(zip(CONTENDERS.values(), calls, strict=True))
+    seconds: dict[str, list[float]] = {name: [] for name in only}
     for turn in range(repeats + 1):
-        for name, call in contenders.items():
+        for name in only:
             start = time.perf_counter()
-            call()
+            contenders[name]()
             if turn:  # the first warms up
                 seconds[name].append(time.perf_counter() - start)
-    sizes = Place(directory / "activations").sizes() | Place(directory / "statistics").sizes()
+    sizes = {}
+    for name in ("edges", "activations", "statistics"):
+        sizes |= Place(directory / name).sizes() if (directory / name).exists() else {}
     device = jax.devices()[0]
     return {
         "machine": f"{platform.machine()}, {device.device_kind} x {jax.device_count()}",
@@ -138,6 +151,15 @@ def _measure(
     }
 
 
+CONTENDERS = {
+    "programs": "compiled programs",
+    "engine": "engine",
+    "whole": "whole command",
+    "statistics": "whole command, statistics too",
+    "activations": "whole command, activations too",
+}
+"""What is timed, by its name on the command line."""
+
 KINDS = ("edges", "targets", "activations", "prompts", "statistics")
 
 
@@ -147,7 +169,7 @@ def print_report(found: dict[str, Any]) -> None:
     print(f"{found['edges']:,} edges in {found['parts']} parts")
     print(f"plan for {found['plan']}\n")
     print(f"{'':32}{'seconds':>10}{'min-max':>16}{'tokens/s':>12}{'of programs':>13}{'of engine':>11}")
-    programs, engine = found["seconds"]["compiled programs"], found["seconds"]["engine"]
+    programs, engine = (found["seconds"].get(name, float("nan")) for name in ("compiled programs", "engine"))
     for name, seconds in found["seconds"].items():
         low, high = found["spread"][name]
         print(
@@ -157,6 +179,8 @@ def print_report(found: dict[str, Any]) -> None:
     print(f"\nthe first whole command, compiling and planning: {found['first whole command']:.1f} s")
     print(", ".join(f"{kind} {n / 2**20:,.1f} MB" for kind, n in found["bytes"].items()))
     print(f"peak memory of this process {found['peak memory'] / 2**30:.2f} GB")
+    if "whole command" not in found["seconds"]:
+        return
     share = STORIES / prompts
     hours, size = found["seconds"]["whole command"] * share / 3600, found["bytes"]["edges"] * share / 2**30
     print(

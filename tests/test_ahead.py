@@ -4,7 +4,7 @@ from threading import Event, Semaphore, Thread
 
 import pytest
 
-from jaxcircuits.ahead import Ahead
+from jaxcircuits.ahead import Ahead, each_ahead
 
 
 def test_none_waits_while_another_runs() -> None:
@@ -39,3 +39,30 @@ def test_an_error_reaches_the_caller_before_the_next_call() -> None:
     with pytest.raises(ValueError, match="no room"):
         caller()
     assert seen == []
+
+
+def test_each_is_made_in_order_and_few_ahead() -> None:
+    taken, made = [], []
+
+    def items():
+        for n in range(9):
+            taken.append(n)
+            yield n
+
+    for square in each_ahead(lambda n: n**2, items(), threads=2):
+        made.append(square)
+        assert len(taken) <= len(made) + 2
+    assert made == [n**2 for n in range(9)]
+
+
+def test_an_error_comes_in_its_turn_and_nothing_is_begun_after_it() -> None:
+    begun, made = [], []
+
+    def inverse(n: int) -> float:
+        begun.append(n)
+        return 1 / n
+
+    with pytest.raises(ZeroDivisionError):
+        made.extend(each_ahead(inverse, iter([2, 1, 0, *range(3, 99)]), threads=2))
+    assert made == [0.5, 1.0]
+    assert max(begun) < 9

@@ -104,12 +104,13 @@ def to_arrow(part: Columns, columns: Mapping[str, type]) -> "pa.Table":
     """The columns as an Arrow table in the contract's types."""
     import pyarrow as pa
 
-    def array(name: str, dtype: type):
+    arrays, fields = [], []
+    for name, dtype in columns.items():
         values = part[name].astype(dtype, copy=False)
-        mask = np.isnan(values) if name in _NULLABLE else None
-        return pa.array(values, mask=mask)
-
-    return pa.table({name: array(name, dtype) for name, dtype in columns.items()})
+        nullable = name in _NULLABLE  # which others are not costs a third less to write
+        arrays.append(pa.array(values, mask=np.isnan(values) if nullable else None))
+        fields.append(pa.field(name, arrays[-1].type, nullable))
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from histograms: a source with `room` r (counted positions after it) takes part 
 with those before it. So one histogram a feature, summed from its end, holds the counts for every offset, and the
 histograms of two parts of a corpus add up. Kept besides: where in the prompt a feature is active, and how often it is
 active again k positions later; what pairs would do by chance follows from these (`estimates.association`).
+
+Of one part there are about as many bins as activations, so histograms are made of some parts' activations at once.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -13,8 +13,9 @@ FEW = 8
 """Keys for each row at most, for keys to be counted: as long as what counts them is in a cache."""
 
 
-BLOCK = 2**16
-"""Rows that are worked on at once, if they can be parted so: as many as a core's cache holds what is made of."""
+BLOCK = 2**17
+"""Rows that are worked on at once, if they can be parted so: few enough for caches to hold what is made of them, and
+enough for threads to wait little for each other between operations."""
 
 
 def blocks(ends: Real[np.ndarray, "n"], rows: int) -> Iterator[slice]:

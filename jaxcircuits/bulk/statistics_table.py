@@ -60,6 +60,8 @@ Ameisen et al. 2025, "Circuit tracing", with this run's derivative in place of a
 NAMES = ("target_feature", "source_feature", "offset")
 COUNTS = ("edges", "both_active", "target_active", "source_active", "position_pairs", "stories")
 COUNTS += ("largest_prompt", "largest_target_pos", "largest_source_pos")
+SURE = (*NAMES, "edges", "both_active", "stories", "effective_stories", "mean", "mean_absolute", "variance")
+SURE += ("share_positive", "sum", "z", "largest_attribution", *COUNTS[-3:])  # never null
 RATIOS = ("effective_stories", "degrees", "share_positive")  # of small counts, so that they repeat
 
 
@@ -249,7 +251,7 @@ def _schema(facts: Mapping[str, Any]) -> "pa.Schema":
 
     kinds = dict.fromkeys(STATISTICS, pa.float64()) | dict.fromkeys(NAMES, pa.int32())
     kinds |= dict.fromkeys(COUNTS, pa.int64())
-    fields = [pa.field(n, kinds[n], metadata={"meaning": text}) for n, text in STATISTICS.items()]
+    fields = [pa.field(n, kinds[n], n not in SURE, {"meaning": text}) for n, text in STATISTICS.items()]
     return pa.schema(fields, metadata={"jaxcircuits": json.dumps(facts)})
 
 
@@ -259,8 +261,8 @@ def _table(columns: Mapping[str, np.ndarray], schema: "pa.Schema") -> "pa.Table"
     arrays = []
     for field in schema:
         values = columns[field.name]
-        missing = np.isnan(values)
+        missing = np.isnan(values) if field.nullable else None
         if pa.types.is_integer(field.type):
-            values = np.where(missing, 0, values).astype(field.type.to_pandas_dtype())
-        arrays.append(pa.array(values, field.type, mask=missing if missing.any() else None))
+            values = (values if missing is None else np.where(missing, 0, values)).astype(field.type.to_pandas_dtype())
+        arrays.append(pa.array(values, field.type, mask=missing))
     return pa.Table.from_arrays(arrays, schema=schema)
