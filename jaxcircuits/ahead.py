@@ -45,7 +45,7 @@ class Ahead:
             self._last.result()
 
 
-THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(4, os.cpu_count() or 1)
 """That `each_ahead` takes by default: cores, as far as what they make has room."""
 
 

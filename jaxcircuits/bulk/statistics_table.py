@@ -57,6 +57,10 @@ STATISTICS: dict[str, str] = {
 """The columns of `statistics.parquet`, and what they mean. Source: `expected` and `twera` are the ERA and TWERA of
 Ameisen et al. 2025, "Circuit tracing", with this run's derivative in place of a virtual weight."""
 
+PIECE = ROWS // 2
+"""Pairs at most that are looked at together: their columns are several times their sums, and some pieces are there at
+once."""
+
 NAMES = ("target_feature", "source_feature", "offset")
 COUNTS = ("edges", "both_active", "target_active", "source_active", "position_pairs", "stories")
 COUNTS += ("largest_prompt", "largest_target_pos", "largest_source_pos")
@@ -114,7 +118,7 @@ def judge(
             {name: values[tested] for name, values in columns.items()}, counts() if complete else None
         )
 
-    looked = list(each_ahead(look, _joined(kept(), ROWS)))
+    looked = list(each_ahead(look, _joined(kept(), PIECE), threads=1))
     hypotheses = None
     if complete and (features := counts()) is not None:  # every pair that could have been found, whether it was or not
         often = [int((side.stories >= least).sum()) for side in (features.source, features.target)]
@@ -150,7 +154,7 @@ def finish(
 
     def pieces() -> Iterator[tuple[Columns, np.ndarray, slice]]:
         first = 0
-        for c in map(_with_features, _joined(scratch_rows(file), ROWS)):
+        for c in map(_with_features, _joined(scratch_rows(file), PIECE)):
             tested = c["stories"] >= least
             mine = slice(first, first + int(tested.sum()))
             first = mine.stop
@@ -160,7 +164,7 @@ def finish(
         return _table(_described(*piece, tests, counts), schema)
 
     with pq.ParquetWriter(final, schema, **encodings(schema, RATIOS)) as writer:
-        for table in each_ahead(described, pieces()):
+        for table in each_ahead(described, pieces(), threads=1):
             writer.write_table(table)
 
 
