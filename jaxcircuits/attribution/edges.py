@@ -107,7 +107,7 @@ def to_arrow(part: Columns, columns: Mapping[str, type]) -> "pa.Table":
     arrays, fields = [], []
     for name, dtype in columns.items():
         values = part[name].astype(dtype, copy=False)
-        nullable = name in _NULLABLE  # which others are not costs a third less to write
+        nullable = name in _NULLABLE  # the others are written without saying of each row that it is there
         arrays.append(pa.array(values, mask=np.isnan(values) if nullable else None))
         fields.append(pa.field(name, arrays[-1].type, nullable))
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))

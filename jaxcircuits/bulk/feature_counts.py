@@ -123,7 +123,7 @@ def feature_counts(active: Columns) -> Iterator[Columns]:
             for block in blocks(ends, BLOCK):
                 yield side, rows[ends[block.start - 1] if block.start else 0 : ends[block.stop - 1]]
 
-    return each_ahead(lambda of: _counts(of[0], {name: active[name].take(of[1]) for name in ACTIVE}), some())
+    return each_ahead(lambda of: _counts(of[0], {name: active[name].take(of[1]) for name in ACTIVE[1:]}), some())
 
 
 def _counts(side: int, active: Columns) -> Columns:

@@ -104,12 +104,6 @@ def judge(
         complete: Whether no edge was cut, so that joint activations can be compared with chance.
     """
 
-    def kept() -> Iterator[Columns]:
-        with scratch_writer(file, PAIRS.schema) as write:
-            for sums in merged:
-                write(PAIRS.table(sums))
-                yield sums
-
     def look(sums: Columns) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         columns = _with_features(sums)
         tested = columns["stories"] >= least
@@ -118,7 +112,14 @@ def judge(
             {name: values[tested] for name, values in columns.items()}, counts() if complete else None
         )
 
-    looked = list(each_ahead(look, _joined(kept(), PIECE), threads=1))
+    with scratch_writer(file, PAIRS.schema) as write:
+
+        def kept() -> Iterator[Columns]:
+            for sums in merged:
+                write(PAIRS.table(sums))
+                yield sums
+
+        looked = list(each_ahead(look, _joined(kept(), PIECE), threads=1))
     hypotheses = None
     if complete and (features := counts()) is not None:  # every pair that could have been found, whether it was or not
         often = [int((side.stories >= least).sum()) for side in (features.source, features.target)]
