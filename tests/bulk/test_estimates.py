@@ -129,6 +129,20 @@ def judged(corpus: Corpus, offset: int) -> tuple[np.ndarray, np.ndarray]:
     return p.reshape(40, 40), chance.reshape(40, 40)
 
 
+def test_features_of_far_apart_numbers_are_counted_the_same() -> None:
+    """With bins by far more than activations, none is kept for those that do not occur."""
+    corpus, _ = dealt(0)
+    table = active_features(corpus.activations, corpus.prompts)
+    active = {name: table[name].to_numpy() for name in table.column_names}
+    near = counts_of(feature_counts(active))
+    far = counts_of(feature_counts(active | {"feature": active["feature"] * np.int32(100_000)}))
+    assert near is not None and far is not None
+    for one, other in ((near.source, far.source), (near.target, far.target)):
+        np.testing.assert_array_equal(one.features * 100_000, other.features)
+        for name in ("count", "total", "squares", "position", "lag", "stories"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
 @pytest.mark.parametrize("offset", [0, 2])
 def test_chance_is_what_dealing_targets_to_other_stories_gives(offset: int) -> None:
     """The mean number of joint activations over shuffles, all stories being of one length."""
