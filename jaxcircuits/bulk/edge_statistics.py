@@ -22,7 +22,7 @@ from jaxcircuits.ahead import Ahead
 from jaxcircuits.bulk import estimates
 from jaxcircuits.bulk.feature_counts import FEATURES, active_features, counts_of, merged_counts
 from jaxcircuits.bulk.pair_edges import by_target
-from jaxcircuits.bulk.pair_sums import PAIRS, merged_pairs
+from jaxcircuits.bulk.pair_sums import PAIRS, PARTS, merged_pairs
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
 from jaxcircuits.bulk.run import Run
 from jaxcircuits.bulk.scratch import SUFFIX, Columns, scratch_writer, write_scratch
@@ -40,9 +40,6 @@ MIN_STORIES = 5
 
 LAYOUTS = {"pairs": PAIRS, "features": FEATURES}
 """Kinds of sums, each in a directory of its own below `statistics/`."""
-
-PARTS = 8
-"""Whose edges are summed at once."""
 
 AT_ONCE = 16
 """Files of sums that are merged in one go."""

@@ -11,7 +11,6 @@ import numpy as np
 from jaxcircuits.ahead import each_ahead
 from jaxcircuits.attribution.edges import concatenate
 from jaxcircuits.bulk.scratch import ROWS, Columns
-from jaxcircuits.bulk.sorting import Groups
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,11 +107,13 @@ class _Stream:
 
 def added(columns: Columns, layout: Layout) -> dict[str, np.ndarray]:
     """Rows of equal keys added, sorted by key. Of equal `largest` ones the first row counts."""
-    order = np.argsort(columns[layout.key], kind="stable")  # quick where the rows are a few sorted runs
-    key = columns[layout.key].take(order)
-    groups = Groups.of(key)
-    out = {layout.key: key.take(groups.starts), "sums": groups.sums(order) @ columns["sums"]}
+    from jaxcircuits.bulk.kernels import add_rows
+
+    key = columns[layout.key]
+    size = columns["largest_size"] if layout.largest else np.zeros(len(key), np.float32)
+    order = np.argsort(key, kind="stable")  # quick where the rows are a few sorted runs
+    key, sums, largest = add_rows(order, key, columns["sums"], size)
+    out = {layout.key: key, "sums": sums}
     if layout.largest:
-        at = order.take(groups.greatest(columns["largest_size"].take(order)))
-        out |= {f"largest_{name}": columns[f"largest_{name}"].take(at) for name in LARGEST}
+        out |= {f"largest_{name}": columns[f"largest_{name}"].take(largest) for name in LARGEST}
     return out

@@ -1,13 +1,15 @@
 """The edges of a part of a corpus, as sums are made of them: by their targets.
 
-Edges into one target lie together as an engine lists them, so that bringing whole targets into the order of their
-features costs less than sorting edges; those of a few features are then sorted in a core's cache (`pair_sums`).
+Edges into one target lie together as an engine lists them, so that edges stay where they are, and only their targets
+are brought into the order of features.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
+from jaxtyping import Float32, Int32
 
+from jaxcircuits.attribution.edges import EDGE_COLUMNS
 from jaxcircuits.bulk.scratch import Columns
 from jaxcircuits.bulk.sorting import Groups
 
@@ -22,7 +24,7 @@ EDGE = ("source_pos", "source_feature", "attribution", "source_act")
 
 
 def by_target(edges: "pa.Table") -> "pa.Table":
-    """One row a target at a position, by feature, prompt and position, whatever the order of the edges.
+    """One row a target at a position, whatever the order of the edges.
 
     >>> import pyarrow as pa
     >>> from jaxcircuits.bulk.pair_edges import EDGE, TARGET, by_target
@@ -37,13 +39,9 @@ def by_target(edges: "pa.Table") -> "pa.Table":
         order = np.lexsort(tuple(columns[name] for name in ("target_feature", "target_pos", "prompt")))
         columns = {name: values.take(order) for name, values in columns.items()}
     targets = Groups.of(*(columns[name] for name in TARGET[:3]))
-    rows = {name: columns[name].take(targets.starts) for name in TARGET}
-    order = np.argsort(rows["target_feature"], kind="stable")
-    starts, sizes = targets.starts.take(order), targets.sizes.take(order).astype(np.int64)
-    bounds = np.append(0, sizes.cumsum())
-    edge = np.repeat(starts - bounds[:-1], sizes) + np.arange(bounds[-1])
-    lists = {name: pa.ListArray.from_arrays(bounds.astype(np.int32), columns[name].take(edge)) for name in EDGE}
-    return pa.table({name: values.take(order) for name, values in rows.items()} | lists)
+    bounds = np.append(targets.starts, targets.n).astype(np.int32)
+    lists = {name: pa.ListArray.from_arrays(bounds, columns[name]) for name in EDGE}
+    return pa.table({name: columns[name].take(targets.starts) for name in TARGET} | lists)
 
 
 def _listed(edges: Columns) -> bool:
@@ -53,27 +51,50 @@ def _listed(edges: Columns) -> bool:
     return bool(np.all((prompt[1:] > prompt[:-1]) | (same & (pos[1:] >= pos[:-1]))))
 
 
-class PartEdges:
-    """What `by_target` returns, as arrays.
+class PartEdges(NamedTuple):
+    """What `by_target` returns, as arrays: targets by feature, prompt and position, edges as they lie.
 
     Attributes:
-        targets: The columns `TARGET`.
-        bounds: Where each target's edges begin, and where the last one's end.
-        edges: The columns `EDGE`, one row an edge.
+        feature: Of each target, ascending.
+        prompt: Where it is active.
+        pos: Where in the prompt.
+        act: Its activation.
+        start: Its first edge.
+        stop: The one after its last.
+        source_feature: Of each edge.
+        source_pos: Where the source is active.
+        attribution: Of the edge.
+        source_act: The source's activation.
     """
 
-    def __init__(self, table: "pa.Table") -> None:
+    feature: Int32[np.ndarray, "target"]
+    prompt: Int32[np.ndarray, "target"]
+    pos: Int32[np.ndarray, "target"]
+    act: Float32[np.ndarray, "target"]
+    start: Int32[np.ndarray, "target"]
+    stop: Int32[np.ndarray, "target"]
+    source_feature: Int32[np.ndarray, "edge"]
+    source_pos: Int32[np.ndarray, "edge"]
+    attribution: Float32[np.ndarray, "edge"]
+    source_act: Float32[np.ndarray, "edge"]
+
+    @classmethod
+    def of(cls, table: "pa.Table") -> Self:
+        """Those of a table from `by_target`."""
         table = table.combine_chunks()
         lists = {name: table[name].chunk(0) for name in EDGE}
-        self.targets = {name: table[name].to_numpy() for name in TARGET}
-        self.bounds = lists[EDGE[0]].offsets.to_numpy()
-        self.edges = {name: values.values.to_numpy() for name, values in lists.items()}
+        bounds = lists[EDGE[0]].offsets.to_numpy()
+        targets = {name: table[name].to_numpy() for name in TARGET}
+        order = np.argsort(targets["target_feature"], kind="stable")
+        feature, prompt, pos, act = (
+            targets[name].take(order) for name in ("target_feature", "prompt", "target_pos", "target_act")
+        )
+        edges = {name: values.values.to_numpy() for name, values in lists.items()}
+        return cls(feature, prompt, pos, act, bounds[:-1].take(order), bounds[1:].take(order), **edges)
 
-    def of(self, features: slice) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The targets that are some features, and their edges, with the row of its target as `target`."""
-        ends = np.array((features.start, features.stop), np.int32)
-        first, last = np.searchsorted(self.targets["target_feature"], ends)
-        bounds = self.bounds[first : last + 1]
-        edges = {name: values[bounds[0] : bounds[-1]] for name, values in self.edges.items()}
-        edges["target"] = np.repeat(np.arange(last - first), np.diff(bounds))
-        return {name: values[first:last] for name, values in self.targets.items()}, edges
+    @classmethod
+    def none(cls) -> Self:
+        """Of a part that has no edges."""
+        import pyarrow as pa
+
+        return cls.of(by_target(pa.table({name: np.zeros(0, EDGE_COLUMNS[name]) for name in (*TARGET, *EDGE)})))

@@ -5,6 +5,7 @@ are then fewer rows than edges by far. Sums of sums are the same.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,10 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxcircuits.ahead import each_ahead
-from jaxcircuits.attribution.edges import concatenate
-from jaxcircuits.bulk.merging import Layout, merged
+from jaxcircuits.bulk.merging import LARGEST, Layout, merged
 from jaxcircuits.bulk.pair_edges import PartEdges
 from jaxcircuits.bulk.scratch import Columns, scratch_rows, scratch_schema, scratch_table
-from jaxcircuits.bulk.sorting import BLOCK, Groups, blocks, in_order
+from jaxcircuits.bulk.sorting import BLOCK, blocks, in_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +39,9 @@ SUMS = (
 
 PAIR = "pair"
 """The key: one number for a (target feature, source feature, offset), in their order."""
+
+PARTS = 8
+"""Whose edges are summed at once."""
 
 PAIRS = Layout(PAIR, SUMS, largest=True)
 
@@ -77,63 +80,36 @@ def merged_pairs(files: Sequence[Path], edges: Sequence["pa.Table"] = ()) -> Ite
         OSError, pyarrow.ArrowInvalid: A file is missing or damaged.
     """
     of_edges = [file for file in files if "attribution" in scratch_schema(file).names]
-    of_sums = [scratch_rows(file) for file in files if file not in of_edges]
-    summed = edge_sums([*map(scratch_table, of_edges), *edges])
-    return merged([*of_sums, summed], PAIRS) if of_sums else summed
+    tables = [table for table in (*map(scratch_table, of_edges), *edges) if table.num_rows]
+    streams = [scratch_rows(file) for file in files if file not in of_edges]
+    streams += [edge_sums(tables[i : i + PARTS]) for i in range(0, len(tables), PARTS)]
+    return merged(streams, PAIRS) if len(streams) > 1 else chain(*streams)
 
 
 def edge_sums(tables: Sequence["pa.Table"]) -> Iterator[Columns]:
-    """The sums of all pairs, some at a time, of what `by_target` returns, in the order of their prompts."""
-    parts = [PartEdges(table) for table in tables if table.num_rows]
-    if not parts:
-        return
-    features = np.concatenate([part.targets["target_feature"] for part in parts])
-    edges = np.bincount(features, np.concatenate([np.diff(part.bounds) for part in parts])).cumsum()
+    """The sums of all pairs, some at a time, of what `by_target` returns, in the order of their prompts.
+
+    Args:
+        tables: At most `PARTS`, none of them empty.
+    """
+    # As many always, for what is compiled is compiled for a number.
+    parts = (*map(PartEdges.of, tables), *(PartEdges.none() for _ in range(PARTS - len(tables))))
+    features = np.concatenate([part.feature for part in parts])
+    edges = np.bincount(features, np.concatenate([part.stop - part.start for part in parts])).cumsum()
     yield from each_ahead(lambda block: _sums_of(parts, block), blocks(edges, BLOCK))
 
 
-def _sums_of(parts: Sequence[PartEdges], features: slice) -> Columns:
+def _sums_of(parts: tuple[PartEdges, ...], features: slice) -> Columns:
     """The sums of pairs of some target features."""
-    found = [part.of(features) for part in parts]
-    before = 0
-    for targets, rows in found:
-        rows["target"] += before
-        before += len(targets["prompt"])
-    return _sums(*(concatenate(tables, tables[0]) for tables in zip(*found, strict=True)))
+    from jaxcircuits.bulk.kernels import sum_edges
 
-
-def _sums(targets: Columns, edges: Columns) -> Columns:
-    """What edges add up to; `target` says which of the targets each is into."""
-    target, attribution, source_act = edges["target"], edges["attribution"], edges["source_act"]
-    source, offset = edges["source_feature"], targets["target_pos"].take(target) - edges["source_pos"]
-    prompt, target_act = targets["prompt"].take(target), targets["target_act"].take(target)
-    number, order = in_order(targets["target_feature"].take(target), source, offset)
-    pairs, stories = Groups.of(number), Groups.of(number, prompt.take(order))
-    of_pair, of_story = pairs.sums(order), Groups.of(number.take(stories.starts)).sums()
-    wide, size = attribution.astype(np.float64), np.abs(attribution)
-    both = (source_act != 0) & (target_act > 0)
-    n, total = stories.sizes, stories.sums(order) @ wide
-    sums = (
-        pairs.sizes,
-        pairs.sizes if both.all() else of_pair @ both,
-        of_pair @ (attribution > 0),
-        of_story @ total,
-        of_pair @ size,
-        of_pair @ (wide * wide),
-        of_pair @ (wide * target_act),
-        of_pair @ (source_act.astype(np.float64) * target_act),
-        of_story @ np.ones(len(n)),
-        of_story @ (total * total),
-        of_story @ (total * n),
-        of_story @ (n * n),
-        of_story @ (n * n * n),
-    )
-    first, largest = order.take(pairs.starts), order.take(pairs.greatest(size.take(order)))
+    at = np.array([np.searchsorted(part.feature, np.int32(features.start)) for part in parts])
+    pairs, rows = sum_edges(features.start, features.stop, parts, at)
+    _, order = in_order(pairs)
+    rows = rows.take(order, axis=0)
+    largest = zip(LARGEST.items(), rows[:, len(SUMS) :].T, strict=False)
     return {
-        PAIR: pair_of(targets["target_feature"].take(target.take(first)), source.take(first), offset.take(first)),
-        "sums": np.stack(sums, 1),
-        "largest_size": size.take(largest),
-        "largest_prompt": prompt.take(largest),
-        "largest_pos": targets["target_pos"].take(target.take(largest)),
-        "largest_value": attribution.take(largest),
+        PAIR: pairs.take(order),
+        "sums": rows[:, : len(SUMS)],
+        **{f"largest_{name}": values.astype(kind) for (name, kind), values in largest},
     }
