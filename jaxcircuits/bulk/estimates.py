@@ -36,12 +36,6 @@ from jaxcircuits.bulk.feature_counts import FeatureCounts
 LEVEL = 0.95
 """Of every interval."""
 
-BLOCK = 64
-"""Entries of a matrix product that cost as much as one of its entries by itself."""
-
-PIECE = 512
-"""Entries that are computed by themselves at once."""
-
 FloatN = Float[np.ndarray, "n"]
 IntN = Int[np.ndarray, "n"]
 
@@ -136,34 +130,14 @@ def association(counts: FeatureCounts, source: IntN, target: IntN, offset: IntN,
         offset: Target position minus source position.
         both: How often both were active.
     """
+    from jaxcircuits.bulk.kernels import products
+
     s, t = counts.source.rows(source), counts.target.rows(target)
-    width = len(counts.position)
-    expected = np.zeros(len(s))
-    for apart in np.unique(offset):
-        mine = offset == apart
-        later, earlier = counts.target.position[:, apart:], counts.source_rates[:, : width - apart]
-        expected[mine] = _products(later, earlier, t[mine], s[mine])
+    order = np.argsort(s)
+    expected = products(counts.target.position, counts.source_rates, t, s, offset, order)
     sources, targets = counts.autocorrelations
-    alike = _products(targets, sources, t, s)
+    alike = products(targets, sources, t, s, np.zeros_like(offset), order)
     return expected, _two_sided(both, expected, np.maximum(1.0, 1 + 2 * alike))
-
-
-def _products(
-    left: Float[np.ndarray, "target bin"], right: Float[np.ndarray, "source bin"], row: IntN, column: IntN
-) -> FloatN:
-    """Entries of `left @ right.T`. Neighbours in a sorted list of pairs share their features, so whole blocks pay."""
-    (rows, row), (columns, column) = _used(row, len(left)), _used(column, len(right))
-    if len(rows) * len(columns) <= BLOCK * len(row):
-        return (left[rows] @ right[columns].T)[row, column]
-    pieces = np.array_split(np.arange(len(row)), len(row) // PIECE + 1)
-    return np.concatenate([np.einsum("nb,nb->n", left[rows[row[p]]], right[columns[column[p]]]) for p in pieces])
-
-
-def _used(index: IntN, n: int) -> tuple[Int[np.ndarray, "_used"], IntN]:
-    """Which of `n` rows an index uses, and the index among these."""
-    used = np.zeros(n, bool)
-    used[index] = True
-    return np.flatnonzero(used), (used.cumsum() - 1)[index]
 
 
 def _two_sided(both: FloatN, expected: FloatN, spread: FloatN) -> FloatN:

@@ -236,10 +236,11 @@ class FeatureCounts:
     def autocorrelations(self) -> tuple[Float[np.ndarray, "_source offset"], Float[np.ndarray, "_target offset"]]:
         """Of sources and of targets being active, by the number of positions in between, within prompts.
 
-        From 1 on. Those of sources are times the share of position pairs so far apart.
+        Those of sources are times the share of position pairs so far apart; of none in between they are 0.
         """
-        source, target = (self._autocorrelation(side)[:, 1:] for side in (self.source, self.target))
-        source *= self.pairs[1:] / max(self.pairs[0], 1)
+        source, target = (self._autocorrelation(side) for side in (self.source, self.target))
+        source *= self.pairs / max(self.pairs[0], 1)
+        source[:, 0] = 0
         return source, target
 
     def _autocorrelation(self, side: Side) -> Float[np.ndarray, "row offset"]:

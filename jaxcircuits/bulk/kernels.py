@@ -15,20 +15,27 @@ N_SUMS = 13
 
 _SIZE, _PROMPT, _POS, _VALUE, _STORY, _STORY_TOTAL, _STORY_EDGES, _WIDTH = range(N_SUMS, N_SUMS + 8)
 
+_FREE = np.uint32(0xFFFFFFFF)
+"""A slot that is not in use."""
+
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 """Knuth's multiplier: the highest bits of a product with it are spread evenly."""
 
 
-def _compiled(function: Callable) -> Any:
-    """A function of arrays as machine code, kept beside this file or in the user's cache."""
-    plain = inspect.unwrap(function)  # without what checks shapes in tests
-    try:
-        return njit(plain, nogil=True, cache=True)
-    except RuntimeError:  # neither can be written to
-        return njit(plain, nogil=True)
+def _compiled(**options: Any) -> Callable[[Callable], Any]:
+    """Makes a function of arrays machine code, kept beside this file or in the user's cache."""
+
+    def make(function: Callable) -> Any:
+        plain = inspect.unwrap(function)  # without what checks shapes in tests
+        try:
+            return njit(plain, nogil=True, cache=True, **options)
+        except RuntimeError:  # neither can be written to
+            return njit(plain, nogil=True, **options)
+
+    return make
 
 
-@_compiled
+@_compiled()
 def _end_story(row):
     """Adds the story at hand to a row."""
     total, edges = row[_STORY_TOTAL], row[_STORY_EDGES]
@@ -42,7 +49,7 @@ def _end_story(row):
     row[_STORY_TOTAL] = row[_STORY_EDGES] = 0
 
 
-@_compiled
+@_compiled()
 def sum_edges(first, last, parts, at):
     """Sums over the edges of each pair.
 
@@ -56,7 +63,7 @@ def sum_edges(first, last, parts, at):
         Of each pair `source << 16 | offset` and the target feature above both, and a row of `_WIDTH` numbers: `SUMS`,
         then size, prompt, position and value of its largest edge.
     """
-    slots = np.empty(1, np.int32)
+    slots = np.empty(1, np.uint32)
     pairs = np.empty(1024, np.int64)
     rows = np.empty((1024, _WIDTH))
     at, ends = at.copy(), at.copy()
@@ -66,27 +73,34 @@ def sum_edges(first, last, parts, at):
         for i, part in enumerate(parts):
             while ends[i] < len(part.feature) and part.feature[ends[i]] == feature:
                 t = ends[i]
-                for e in range(part.start[t], part.stop[t]):
-                    sources = max(sources, part.source_feature[e] + 1)
-                    offsets = max(offsets, part.pos[t] - part.source_pos[e] + 1)
-                edges += part.stop[t] - part.start[t]
+                source_feature = part.source_feature[part.start[t] : part.stop[t]]
+                source_pos = part.source_pos[part.start[t] : part.stop[t]]
+                for e in range(len(source_pos)):
+                    sources = max(sources, source_feature[e] + 1)
+                    offsets = max(offsets, part.pos[t] - source_pos[e] + 1)
+                edges += len(source_pos)
                 ends[i] += 1
         # Slots of an open hash table, no more than half of them in use; as few as can be stay in a cache.
-        bits = 1
+        bits = np.uint64(1)
         while 1 << bits < 2 * min(edges, sources * offsets):
-            bits += 1
-        if len(slots) < 1 << bits:
-            slots = np.empty(1 << bits, np.int32)
-        slots[: 1 << bits] = -1
+            bits += np.uint64(1)
+        mask = (np.uint64(1) << bits) - np.uint64(1)
+        if len(slots) <= mask:
+            slots = np.empty(mask + 1, np.uint32)
+        slots[: mask + 1] = _FREE
         for i, part in enumerate(parts):
             for t in range(at[i], ends[i]):
                 prompt, pos, target_act = part.prompt[t], part.pos[t], np.float64(part.act[t])
-                for e in range(part.start[t], part.stop[t]):
-                    pair = np.int64(part.source_feature[e]) << 16 | np.int64(pos - part.source_pos[e])
-                    slot = np.int64(np.uint64(pair) * _SPREAD >> np.uint64(64 - bits))
-                    while slots[slot] >= 0 and pairs[slots[slot]] != pair:
-                        slot = (slot + 1) & ((1 << bits) - 1)
-                    if slots[slot] < 0:
+                source_feature = part.source_feature[part.start[t] : part.stop[t]]
+                source_pos = part.source_pos[part.start[t] : part.stop[t]]
+                attribution = part.attribution[part.start[t] : part.stop[t]]
+                source_acts = part.source_act[part.start[t] : part.stop[t]]
+                for e in range(len(source_pos)):
+                    pair = np.int64(source_feature[e]) << 16 | np.int64(pos - source_pos[e])
+                    slot = np.uint64(pair) * _SPREAD >> (np.uint64(64) - bits)
+                    while slots[slot] != _FREE and pairs[slots[slot]] != pair:
+                        slot = (slot + np.uint64(1)) & mask
+                    if slots[slot] == _FREE:
                         if n == len(rows):
                             pairs = np.concatenate((pairs, np.empty_like(pairs)))
                             rows = np.concatenate((rows, np.empty_like(rows)))
@@ -100,7 +114,7 @@ def sum_edges(first, last, parts, at):
                     if row[_STORY] != prompt:
                         _end_story(row)
                         row[_STORY] = prompt
-                    value, source_act = np.float64(part.attribution[e]), np.float64(part.source_act[e])
+                    value, source_act = np.float64(attribution[e]), np.float64(source_acts[e])
                     if source_act != 0 and target_act > 0:
                         row[1] += 1
                     if value > 0:
@@ -120,7 +134,7 @@ def sum_edges(first, last, parts, at):
     return pairs[:n], rows[:n]
 
 
-@_compiled
+@_compiled()
 def add_rows(order, key, sums, size):
     """Rows of equal keys added.
 
@@ -149,3 +163,24 @@ def add_rows(order, key, sums, size):
         if size[row] > size[greatest[n]]:
             greatest[n] = row
     return keys, total, greatest
+
+
+@_compiled(fastmath=True)  # sums in any order, so that several products are made at once
+def products(left, right, row, column, shift, order):
+    """Entries of `left @ right.T`, one by one.
+
+    Args:
+        left: A matrix.
+        right: Another.
+        row: Of each entry.
+        column: Of each entry.
+        shift: Column of `left` that the first one of `right` goes with, for each entry.
+        order: In which entries are made: if those of a column follow each other, it is read from memory once.
+    """
+    out = np.empty(len(order))
+    for i in order:
+        one, other, total = left[row[i], shift[i] :], right[column[i]], 0.0
+        for k in range(len(one)):
+            total += one[k] * other[k]
+        out[i] = total
+    return out

@@ -83,12 +83,10 @@ class Tests:
         self.hypotheses = hypotheses
         self.prior = estimates.fit_prior(mean, error, scale)
         self.shrunk = estimates.shrink(mean, error, scale, self.prior)
-        self.q_mean = estimates.false_discovery(p_mean)
-        self.q_association = (
-            np.full(len(mean), np.nan)
-            if hypotheses is None
-            else estimates.false_discovery(self.p_association, hypotheses)
-        )
+        families = [(p_mean, None), (self.p_association, hypotheses)]
+        self.q_mean, self.q_association = each_ahead(lambda of: estimates.false_discovery(*of), families)
+        if hypotheses is None:
+            self.q_association = np.full(len(mean), np.nan)
 
 
 def judge(
@@ -105,12 +103,10 @@ def judge(
     """
 
     def look(sums: Columns) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        columns = _with_features(sums)
-        tested = columns["stories"] >= least
-        offsets = np.flatnonzero(np.bincount(columns["offset"]))
-        return offsets, _judged(
-            {name: values[tested] for name, values in columns.items()}, counts() if complete else None
-        )
+        offsets = np.flatnonzero(np.bincount(features_of(sums[PAIR])["offset"]))
+        tested = sums["sums"][:, SUMS.index("stories")] >= least
+        columns = _with_features({name: values[tested] for name, values in sums.items()})
+        return offsets, _judged(columns, counts() if complete else None)
 
     with scratch_writer(file, PAIRS.schema) as write:
 
