@@ -83,7 +83,7 @@ class Place:
     def sha256(self, name: str) -> str:
         """The SHA-256 of a file, in hexadecimal."""
         with self.open(name) as file:
-            return _digest(file)
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file whole.
@@ -158,7 +158,7 @@ def digest_of(where: Where, what: str) -> str:
         InputError: It is missing or cannot be read.
     """
     with opened(where, what) as file:
-        return _digest(file)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -180,10 +180,3 @@ def opened(where: Where, what: str) -> Iterator[Any]:
         raise InputError(f"{what}: there is no file {where}; check the path.") from None
     except OSError as error:
         raise InputError(f"{what}: cannot read {where} ({error.strerror or error}).") from None
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest.hexdigest()

@@ -25,7 +25,7 @@ from jaxcircuits.bulk.pair_edges import by_target
 from jaxcircuits.bulk.pair_sums import PAIRS, PARTS, merged_pairs
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
 from jaxcircuits.bulk.run import Run
-from jaxcircuits.bulk.scratch import SUFFIX, Columns, scratch_writer, write_scratch
+from jaxcircuits.bulk.scratch import SUFFIX, scratch_writer, write_scratch
 from jaxcircuits.bulk.statistics_table import finish, judge
 from jaxcircuits.bulk.store import write_table
 from jaxcircuits.errors import InputError
@@ -102,7 +102,8 @@ def merge_statistics(
         every, final = scratch / f"every{SUFFIX}", scratch / "final.parquet"
         with Ahead() as beside:
             counted = beside.submit(lambda: counts_of(merged_counts(features)))
-            tests = judge(merged_pairs(pairs, edges), every, counted.result, min_stories, complete=not cut)
+            _write_merged(every, "pairs", pairs, edges)
+        tests = judge(every, counted.result(), min_stories, complete=not cut)
         facts = {
             "min_stories": min_stories,
             "interval": estimates.LEVEL,
@@ -128,14 +129,15 @@ def merge_sums(to: Any, kind: str, files: Sequence[Path], edges: Sequence["pa.Ta
     Raises:
         InputError: One of the files is damaged.
     """
-    readable = _readable(files[0].parent) if files else nullcontext()
-    with readable, scratch_writer(to, LAYOUTS[kind].schema) as write:
-        for columns in _merged(files, kind, edges):
-            write(LAYOUTS[kind].table(columns))
+    with _readable(files[0].parent) if files else nullcontext():
+        _write_merged(to, kind, files, edges)
 
 
-def _merged(files: Sequence[Path], kind: str, edges: Sequence["pa.Table"] = ()) -> Iterator[Columns]:
-    return merged_pairs(files, edges) if kind == "pairs" else merged_counts(files)
+def _write_merged(to: Any, kind: str, files: Sequence[Path], edges: Sequence["pa.Table"]) -> None:
+    layout = LAYOUTS[kind]
+    with scratch_writer(to, layout.schema) as write:
+        for columns in merged_pairs(files, edges) if kind == "pairs" else merged_counts(files):
+            write(layout.table(columns))
 
 
 def _few(files: Sequence[Path], kind: str, scratch: Path) -> Sequence[Path]:

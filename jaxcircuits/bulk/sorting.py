@@ -1,4 +1,4 @@
-"""Rows by key, and sums over rows of one key: what all additive tables are made with."""
+"""Rows by key: what all additive tables are made with."""
 
 from collections.abc import Iterator
 from itertools import pairwise, starmap
@@ -6,8 +6,8 @@ from math import prod
 from typing import NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Real
-from scipy.sparse import coo_array, csr_array
+from jaxtyping import Int, Real
+from scipy.sparse import coo_array
 
 FEW = 8
 """Keys for each row at most, for keys to be counted: as long as what counts them is in a cache."""
@@ -89,32 +89,6 @@ class Groups(NamedTuple):
         return cls(np.flatnonzero(changes), len(changes))
 
     @property
-    def sizes(self) -> Float[np.ndarray, "_n"]:
-        """How many rows each has, in float64, as sums are."""
-        return np.diff(self.starts, append=self.n).astype(np.float64)
-
-    @property
     def row(self) -> Int[np.ndarray, "n"]:
         """Which of them each row is in."""
         return np.repeat(np.arange(len(self.starts)), np.diff(self.starts, append=self.n))
-
-    def sums(self, order: Int[np.ndarray, "n"] | None = None) -> csr_array:
-        """A matrix: times values, or rows of values, it is their sum over each run, in float64.
-
-        While it is at work other threads run, which holds neither for `bincount` nor, where runs are short, for the
-        speed of `reduceat`.
-
-        Args:
-            order: Which value each row has; by default they have one each.
-        """
-        order = np.arange(self.n) if order is None else order
-        ends = np.append(self.starts, self.n).astype(order.dtype)
-        shape = len(self.starts), self.n
-        return csr_array((np.ones(self.n), order, ends), shape)
-
-    def greatest(self, values: Float32[np.ndarray, "n"]) -> Int[np.ndarray, "_n"]:
-        """The first place of the greatest value of each run; no value is below 0."""
-        n = len(values)
-        # Their bits are in the same order; those of an earlier place are greater.
-        packed = values.view(np.int32).astype(np.int64) << 32 | np.arange(n, 0, -1)
-        return n - (np.maximum.reduceat(packed, self.starts) & 0xFFFFFFFF) if n else self.starts

@@ -1,7 +1,7 @@
 """`statistics.parquet`: its columns, and how they follow from merged sums, a batch of pairs at a time."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ from jaxcircuits.ahead import each_ahead
 from jaxcircuits.attribution.edges import concatenate
 from jaxcircuits.bulk import estimates
 from jaxcircuits.bulk.feature_counts import FeatureCounts
-from jaxcircuits.bulk.pair_sums import PAIR, PAIRS, SUMS, features_of
-from jaxcircuits.bulk.scratch import Columns, scratch_rows, scratch_writer
+from jaxcircuits.bulk.pair_sums import PAIR, SUMS, features_of
+from jaxcircuits.bulk.scratch import Columns, scratch_rows
 from jaxcircuits.bulk.store import ROWS, encodings
 
 if TYPE_CHECKING:
@@ -89,36 +89,26 @@ class Tests:
             self.q_association = np.full(len(mean), np.nan)
 
 
-def judge(
-    merged: Iterable[Columns], file: Path, counts: Callable[[], FeatureCounts | None], least: int, *, complete: bool
-) -> Tests:
+def judge(file: Path, counts: FeatureCounts | None, least: int, *, complete: bool) -> Tests:
     """Looks at all pairs before anything is said of one.
 
     Args:
-        merged: Merged sums, one row a pair (`merged_pairs`), some at a time.
-        file: Where to keep them for `finish`.
-        counts: Returns those of features; `None` where they are unknown.
+        file: Of merged sums, one row a pair.
+        counts: Those of features; `None` where they are unknown.
         least: Stories that a tested pair has at least.
         complete: Whether no edge was cut, so that joint activations can be compared with chance.
     """
+    compared = counts if complete else None
 
     def look(sums: Columns) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         offsets = np.flatnonzero(np.bincount(features_of(sums[PAIR])["offset"]))
         tested = sums["sums"][:, SUMS.index("stories")] >= least
-        columns = _with_features({name: values[tested] for name, values in sums.items()})
-        return offsets, _judged(columns, counts() if complete else None)
+        return offsets, _judged(_with_features({name: values[tested] for name, values in sums.items()}), compared)
 
-    with scratch_writer(file, PAIRS.schema) as write:
-
-        def kept() -> Iterator[Columns]:
-            for sums in merged:
-                write(PAIRS.table(sums))
-                yield sums
-
-        looked = list(each_ahead(look, _joined(kept(), PIECE), threads=1))
+    looked = list(each_ahead(look, _joined(scratch_rows(file), PIECE)))
     hypotheses = None
-    if complete and (features := counts()) is not None:  # every pair that could have been found, whether it was or not
-        often = [int((side.stories >= least).sum()) for side in (features.source, features.target)]
+    if compared is not None:  # every pair that could have been found, whether it was or not
+        often = [int((side.stories >= least).sum()) for side in (compared.source, compared.target)]
         offsets = set().union(*(offsets.tolist() for offsets, _ in looked))
         hypotheses = max(often[0] * often[1] * len(offsets), sum(len(found[0]) for _, found in looked))
     return Tests([found for _, found in looked], hypotheses)
@@ -144,7 +134,7 @@ def _mean(c: Columns) -> estimates.Mean:
 def finish(
     file: Path, final: Path, tests: Tests, counts: FeatureCounts | None, least: int, facts: Mapping[str, Any]
 ) -> None:
-    """Writes `statistics.parquet` from what `judge` kept and found, with `facts` about the run."""
+    """Writes `statistics.parquet` from merged sums and what `judge` found, with `facts` about the run."""
     import pyarrow.parquet as pq
 
     schema = _schema(facts)
