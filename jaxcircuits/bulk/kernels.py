@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-N_SUMS = 13
-"""Of `pair_sums.SUMS`, the first columns of a row; those after them are the largest edge's and of the story at hand."""
-
-_SIZE, _PROMPT, _POS, _VALUE, _STORY, _STORY_TOTAL, _STORY_EDGES, _WIDTH = range(N_SUMS, N_SUMS + 8)
+# Columns of a pair's row: `pair_sums.SUMS`, then the largest edge, then the story at hand.
+_EDGES, _BOTH_ACTIVE, _POSITIVE, _TOTAL, _ABSOLUTE, _SQUARES, _WEIGHTED, _PRODUCT = range(8)
+_STORIES, _STORY_SQUARES, _STORY_CROSS, _EDGES_2, _EDGES_3 = range(8, 13)
+_SIZE, _PROMPT, _POS, _VALUE, _STORY, _OF_STORY, _N_STORY, _WIDTH = range(13, 21)
 
 _FREE = np.uint32(0xFFFFFFFF)
 """A slot that is not in use."""
@@ -38,19 +38,19 @@ def _compiled(**options: Any) -> Callable[[Callable], Any]:
 @_compiled()
 def _end_story(row):
     """Adds the story at hand to a row."""
-    total, edges = row[_STORY_TOTAL], row[_STORY_EDGES]
-    row[0] += edges
-    row[3] += total
-    row[8] += 1
-    row[9] += total * total
-    row[10] += total * edges
-    row[11] += edges * edges
-    row[12] += edges * edges * edges
-    row[_STORY_TOTAL] = row[_STORY_EDGES] = 0
+    total, n = row[_OF_STORY], row[_N_STORY]
+    row[_EDGES] += n
+    row[_TOTAL] += total
+    row[_STORIES] += 1
+    row[_STORY_SQUARES] += total * total
+    row[_STORY_CROSS] += total * n
+    row[_EDGES_2] += n * n
+    row[_EDGES_3] += n * n * n
+    row[_OF_STORY] = row[_N_STORY] = 0
 
 
 @_compiled()
-def sum_edges(first, last, parts, at):
+def sum_edges(first, last, parts, at, offset_bits, source_bits):
     """Sums over the edges of each pair.
 
     Args:
@@ -58,10 +58,12 @@ def sum_edges(first, last, parts, at):
         last: The one after the last.
         parts: Some `PartEdges` of one size, in the order of their prompts.
         at: Of each, its first target that is such a feature.
+        offset_bits: The lowest of a pair's number.
+        source_bits: Those above; the target feature has the others.
 
     Returns:
-        Of each pair `source << 16 | offset` and the target feature above both, and a row of `_WIDTH` numbers: `SUMS`,
-        then size, prompt, position and value of its largest edge.
+        The number of each pair, in no order, and a row: `pair_sums.SUMS`, then size, prompt, position and value of its
+        largest edge.
     """
     slots = np.empty(1, np.uint32)
     pairs = np.empty(1024, np.int64)
@@ -96,7 +98,7 @@ def sum_edges(first, last, parts, at):
                 attribution = part.attribution[part.start[t] : part.stop[t]]
                 source_acts = part.source_act[part.start[t] : part.stop[t]]
                 for e in range(len(source_pos)):
-                    pair = np.int64(source_feature[e]) << 16 | np.int64(pos - source_pos[e])
+                    pair = np.int64(source_feature[e]) << offset_bits | np.int64(pos - source_pos[e])
                     slot = np.uint64(pair) * _SPREAD >> (np.uint64(64) - bits)
                     while slots[slot] != _FREE and pairs[slots[slot]] != pair:
                         slot = (slot + np.uint64(1)) & mask
@@ -116,21 +118,21 @@ def sum_edges(first, last, parts, at):
                         row[_STORY] = prompt
                     value, source_act = np.float64(attribution[e]), np.float64(source_acts[e])
                     if source_act != 0 and target_act > 0:
-                        row[1] += 1
+                        row[_BOTH_ACTIVE] += 1
                     if value > 0:
-                        row[2] += 1
-                    row[4] += abs(value)
-                    row[5] += value * value
-                    row[6] += value * target_act
-                    row[7] += source_act * target_act
-                    row[_STORY_TOTAL] += value
-                    row[_STORY_EDGES] += 1
+                        row[_POSITIVE] += 1
+                    row[_ABSOLUTE] += abs(value)
+                    row[_SQUARES] += value * value
+                    row[_WEIGHTED] += value * target_act
+                    row[_PRODUCT] += source_act * target_act
+                    row[_OF_STORY] += value
+                    row[_N_STORY] += 1
                     if abs(value) > row[_SIZE]:
                         row[_SIZE], row[_PROMPT], row[_POS], row[_VALUE] = abs(value), prompt, pos, value
             at[i] = ends[i]
         for i in range(begin, n):
             _end_story(rows[i])
-            pairs[i] |= np.int64(feature) << 40
+            pairs[i] |= np.int64(feature) << offset_bits + source_bits
     return pairs[:n], rows[:n]
 
 

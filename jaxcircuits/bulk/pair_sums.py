@@ -104,7 +104,7 @@ def _sums_of(parts: tuple[PartEdges, ...], features: slice) -> Columns:
     from jaxcircuits.bulk.kernels import sum_edges
 
     at = np.array([np.searchsorted(part.feature, np.int32(features.start)) for part in parts])
-    pairs, rows = sum_edges(features.start, features.stop, parts, at)
+    pairs, rows = sum_edges(features.start, features.stop, parts, at, _OFFSET, _SOURCE)
     _, order = in_order(pairs)
     rows = rows.take(order, axis=0)
     largest = zip(LARGEST.items(), rows[:, len(SUMS) :].T, strict=False)
