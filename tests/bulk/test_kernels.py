@@ -3,10 +3,47 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from numba import njit
 
+from jaxcircuits.attribution.edges import EDGE_COLUMNS
 from jaxcircuits.bulk.kernels import _compiled, add_rows, products
+from jaxcircuits.bulk.pair_edges import by_target
+from jaxcircuits.bulk.pair_sums import SUMS, edge_sums, pair_of
+
+
+def test_edges_of_more_pairs_than_there_is_room_for_at_first() -> None:
+    """Tables and rows grow; features far apart, and colliding ones, are kept apart."""
+    rng = np.random.default_rng(0)
+    n = 20_000
+    edges = {
+        "prompt": np.sort(rng.integers(0, 40, n)),
+        "target_pos": np.full(n, 300),
+        "target_feature": rng.choice([0, 7, 2**20], n),
+        "target_act": rng.random(n),
+        "source_pos": 300 - rng.integers(0, 200, n),
+        "source_feature": rng.integers(0, 30, n) * 2**16,
+        "attribution": rng.normal(size=n),
+        "source_act": rng.random(n),
+    }
+    table = pa.table({name: values.astype(EDGE_COLUMNS[name]) for name, values in edges.items()})
+    blocks = list(edge_sums([by_target(table)]))
+    found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    frame = table.to_pandas()
+    frame["offset"] = frame.target_pos - frame.source_pos
+    frame["pair"] = pair_of(*(frame[name].to_numpy() for name in ("target_feature", "source_feature", "offset")))
+    frame["attribution"] = frame.attribution.astype(float)
+    by_pair, by_story = frame.groupby("pair"), frame.groupby(["pair", "prompt"]).attribution
+    np.testing.assert_array_equal(found["pair"], list(by_pair.groups))
+    assert len(found["pair"]) > 4096
+    sums = dict(zip(SUMS, found["sums"].T, strict=True))
+    np.testing.assert_array_equal(sums["edges"], by_pair.size())
+    np.testing.assert_allclose(sums["total"], by_pair.attribution.sum(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(sums["squares"], by_pair.attribution.agg(lambda a: (a**2).sum()))
+    np.testing.assert_allclose(sums["story_squares"], (by_story.sum() ** 2).groupby("pair").sum())
+    np.testing.assert_array_equal(sums["edges_2"], (by_story.size() ** 2).groupby("pair").sum())
+    np.testing.assert_allclose(found["largest_size"], by_pair.attribution.agg(lambda a: a.abs().max()))
 
 
 @pytest.mark.parametrize("n", [0, 1, 300])
