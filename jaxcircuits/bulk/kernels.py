@@ -1,6 +1,6 @@
 """Loops over rows that no array operation has: as machine code, made once a machine, that lets other threads run.
 
-Importing this takes most of a second (Numba), so that it is done where a loop is first needed.
+Numba is slow to import, so this is imported where a loop is first needed.
 """
 
 import inspect
@@ -133,7 +133,7 @@ def sum_edges(first, last, parts, at, offset_bits, source_bits):
         for i in range(begin, n):
             _end_story(rows[i])
             pairs[i] |= np.int64(feature) << offset_bits + source_bits
-    return pairs[:n], rows[:n]
+    return pairs[:n], rows[:n, :_STORY]
 
 
 @_compiled()

@@ -16,7 +16,7 @@ from jaxcircuits.ahead import each_ahead
 from jaxcircuits.bulk.merging import LARGEST, Layout, merged
 from jaxcircuits.bulk.pair_edges import PartEdges
 from jaxcircuits.bulk.scratch import Columns, scratch_rows, scratch_schema, scratch_table
-from jaxcircuits.bulk.sorting import BLOCK, blocks, in_order
+from jaxcircuits.bulk.sorting import BLOCK, blocks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -105,9 +105,9 @@ def _sums_of(parts: tuple[PartEdges, ...], features: slice) -> Columns:
 
     at = np.array([np.searchsorted(part.feature, np.int32(features.start)) for part in parts])
     pairs, rows = sum_edges(features.start, features.stop, parts, at, _OFFSET, _SOURCE)
-    _, order = in_order(pairs)
+    order = np.argsort(pairs)
     rows = rows.take(order, axis=0)
-    largest = zip(LARGEST.items(), rows[:, len(SUMS) :].T, strict=False)
+    largest = zip(LARGEST.items(), rows[:, len(SUMS) :].T, strict=True)
     return {
         PAIR: pairs.take(order),
         "sums": rows[:, : len(SUMS)],

@@ -85,8 +85,6 @@ class Tests:
         self.shrunk = estimates.shrink(mean, error, scale, self.prior)
         families = [(p_mean, None), (self.p_association, hypotheses)]
         self.q_mean, self.q_association = each_ahead(lambda of: estimates.false_discovery(*of), families)
-        if hypotheses is None:
-            self.q_association = np.full(len(mean), np.nan)
 
 
 def judge(file: Path, counts: FeatureCounts | None, least: int, *, complete: bool) -> Tests:

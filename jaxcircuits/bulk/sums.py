@@ -15,9 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from jaxcircuits.bulk.edge_statistics import AT_ONCE, LAYOUTS, PARTS, merge_statistics, merge_sums
+from jaxcircuits.bulk.edge_statistics import AT_ONCE, LAYOUTS, merge_statistics, merge_sums
 from jaxcircuits.bulk.edge_statistics import FILE as STATISTICS
 from jaxcircuits.bulk.pair_edges import EDGE, TARGET, by_target
+from jaxcircuits.bulk.pair_sums import PARTS
 from jaxcircuits.bulk.scratch import SUFFIX
 from jaxcircuits.bulk.store import SUMS, Store, file_entry
 from jaxcircuits.errors import InputError
