@@ -25,9 +25,10 @@ from jaxcircuits.bulk.pair_edges import by_target
 from jaxcircuits.bulk.pair_sums import PAIRS, PARTS, merged_pairs
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
 from jaxcircuits.bulk.run import Run
-from jaxcircuits.bulk.scratch import SUFFIX, scratch_writer, write_scratch
+from jaxcircuits.bulk.scratch import SUFFIX, write_scratch
 from jaxcircuits.bulk.statistics_table import finish, judge
 from jaxcircuits.bulk.store import write_table
+from jaxcircuits.bulk.sum_rows import SUMMED, SumRows, write_rows
 from jaxcircuits.errors import InputError
 from jaxcircuits.progress import progress
 
@@ -88,7 +89,8 @@ def merge_statistics(
         raise InputError(f"min_stories must be at least 2 (one story has no error), got {min_stories}.")
     place = directory / "statistics"
     if sums is None:
-        sums = {kind: sorted(p.name for p in (place / kind).glob(f"*{SUFFIX}")) for kind in LAYOUTS}
+        every = {kind: (place / kind).glob("*") for kind in LAYOUTS}
+        sums = {kind: sorted(p.name for p in files if p.suffix in (SUFFIX, SUMMED)) for kind, files in every.items()}
     if not sums["features"]:
         raise InputError(f"there are no statistics to merge in {place}; attribute a corpus first.")
     if targets is None:
@@ -99,11 +101,16 @@ def merge_statistics(
         pairs, features = (
             _few([place / kind / name for name in sums[kind]], kind, scratch / kind) for kind in ("pairs", "features")
         )
-        every, final = scratch / f"every{SUFFIX}", scratch / "final.parquet"
-        with Ahead() as beside:
+        merged, final = scratch / f"merged{SUMMED}", scratch / "final.parquet"
+        with Ahead() as beside, merged.open("wb") as file:
             counted = beside.submit(lambda: counts_of(merged_counts(features)))
-            _write_merged(every, "pairs", pairs, edges)
-        tests = judge(every, counted.result(), min_stories, complete=not cut)
+
+            def written() -> Iterator[SumRows]:
+                for rows in merged_pairs(pairs, edges):
+                    write_rows(file, rows)
+                    yield rows
+
+            tests = judge(written(), counted.result, min_stories, complete=not cut)
         facts = {
             "min_stories": min_stories,
             "interval": estimates.LEVEL,
@@ -113,7 +120,7 @@ def merge_statistics(
             "prior_variance": tests.prior.variance,
             "edges_cut": cut,
         }
-        finish(every, final, tests, counted.result(), min_stories, facts)
+        finish(merged, final, tests, counted.result(), min_stories, facts)
         os.replace(final, directory / FILE)
 
 
@@ -121,7 +128,7 @@ def merge_sums(to: Any, kind: str, files: Sequence[Path], edges: Sequence["pa.Ta
     """Merges additive tables of one kind, in the order of their prompts, into one of sums.
 
     Args:
-        to: A path, or a file that is open for writing.
+        to: A file that is open for writing.
         kind: `"pairs"` or `"features"`.
         files: Of earlier prompts.
         edges: Of `pairs`, tables that are in no file.
@@ -130,14 +137,8 @@ def merge_sums(to: Any, kind: str, files: Sequence[Path], edges: Sequence["pa.Ta
         InputError: One of the files is damaged.
     """
     with _readable(files[0].parent) if files else nullcontext():
-        _write_merged(to, kind, files, edges)
-
-
-def _write_merged(to: Any, kind: str, files: Sequence[Path], edges: Sequence["pa.Table"]) -> None:
-    layout = LAYOUTS[kind]
-    with scratch_writer(to, layout.schema) as write:
-        for columns in merged_pairs(files, edges) if kind == "pairs" else merged_counts(files):
-            write(layout.table(columns))
+        for rows in merged_pairs(files, edges) if kind == "pairs" else merged_counts(files):
+            write_rows(to, rows)
 
 
 def _few(files: Sequence[Path], kind: str, scratch: Path) -> Sequence[Path]:
@@ -146,9 +147,10 @@ def _few(files: Sequence[Path], kind: str, scratch: Path) -> Sequence[Path]:
     while len(files) > AT_ONCE:
         groups = [files[i : i + AT_ONCE] for i in range(0, len(files), AT_ONCE)]
         level = sum(1 for _ in scratch.iterdir())
-        files = [scratch / f"{level + i:05d}{SUFFIX}" for i in range(len(groups))]
-        for file, group in zip(files, groups, strict=True):
-            merge_sums(file, kind, group)
+        files = [scratch / f"{level + i:05d}{SUMMED}" for i in range(len(groups))]
+        for name, group in zip(files, groups, strict=True):
+            with name.open("wb") as file:
+                merge_sums(file, kind, group)
     return files
 
 
@@ -198,7 +200,8 @@ def statistics_of(
             tables = partial_statistics(read_part(run, part, "edges", rows), *_or_nothing(activations, few))
             edges.append(tables["pairs"])
             if len(edges) == PARTS:
-                merge_sums(sums / "pairs" / f"{name}{SUFFIX}", "pairs", [], edges)
+                with (sums / "pairs" / f"{name}{SUMMED}").open("wb") as file:
+                    merge_sums(file, "pairs", [], edges)
                 edges.clear()
             write_scratch(sums / "features" / f"{name}{SUFFIX}", tables["features"])
             write_table(Path(scratch) / "targets" / f"{name}.parquet", read_part(run, part, "targets"))

@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxcircuits.ahead import each_ahead
-from jaxcircuits.attribution.edges import concatenate
-from jaxcircuits.bulk.merging import Layout, added, merged
-from jaxcircuits.bulk.scratch import Columns, scratch_rows, scratch_schema
+from jaxcircuits.attribution.edges import Columns
+from jaxcircuits.bulk.merging import BATCH, merged
+from jaxcircuits.bulk.scratch import scratch_table
 from jaxcircuits.bulk.sorting import BLOCK, FEW, Groups, blocks, in_order
+from jaxcircuits.bulk.sum_rows import SUMMED, Layout, SumRows, numbers_of, read_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,7 +90,7 @@ def active_features(activations: "pa.Table", prompts: "pa.Table") -> "pa.Table":
     return pa.table({name: np.concatenate([always[name], found[name]]).astype(kinds[name]) for name in ACTIVE})
 
 
-def merged_counts(files: Sequence[Path]) -> Iterator[Columns]:
+def merged_counts(files: Sequence[Path]) -> Iterator[SumRows]:
     """The histograms of features, some rows at a time.
 
     Args:
@@ -98,15 +99,20 @@ def merged_counts(files: Sequence[Path]) -> Iterator[Columns]:
     Raises:
         OSError, pyarrow.ArrowInvalid: A file is missing or damaged.
     """
-    active = [file for file in files if "activation" in scratch_schema(file).names]
-    counted = [scratch_rows(file) for file in files if file not in active]
-    rows = [columns for file in active for columns in scratch_rows(file)]
-    if rows:
-        counted.append(feature_counts(concatenate(rows, rows[0])))
-    return merged(counted, FEATURES) if len(counted) > 1 else chain(*counted)
+    import pyarrow as pa
+
+    counted = [file for file in files if file.suffix == SUMMED]
+    active = [scratch_table(file) for file in files if file not in counted]
+    some = []
+    if active:
+        table = pa.concat_tables(active)
+        some.append(feature_counts({name: table[name].to_numpy() for name in ACTIVE}))
+    if len(counted) + len(some) > 1:
+        return merged([*counted, *some], FEATURES)
+    return chain(*(read_rows(file, FEATURES.cells, BATCH) for file in counted), *some)
 
 
-def feature_counts(active: Columns) -> Iterator[Columns]:
+def feature_counts(active: Columns) -> Iterator[SumRows]:
     """Histograms of what `active_features` returns: how many, and of the activations their sum and sum of squares.
 
     Returns:
@@ -126,7 +132,7 @@ def feature_counts(active: Columns) -> Iterator[Columns]:
     return each_ahead(lambda of: _counts(of[0], {name: active[name].take(of[1]) for name in ACTIVE[1:]}), some())
 
 
-def _counts(side: int, active: Columns) -> Columns:
+def _counts(side: int, active: Columns) -> SumRows:
     """Histograms of some features of a side."""
     prompt, pos, feature = (active[name] for name in ("prompt", "pos", "feature"))
     act = active["activation"].astype(np.float64)
@@ -137,15 +143,12 @@ def _counts(side: int, active: Columns) -> Columns:
         stories = Groups.of(feature, prompt)
         rows.append(_lags(side, stories.row, pos, feature))
         rows.append(_histogram(side, STORIES, feature.take(stories.starts), np.zeros_like(stories.starts)))
-    bins, sums = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-    return added({"bin": bins, "sums": sums}, FEATURES)
+    found = np.concatenate(rows)
+    return found.take(np.argsort(found[:, 0]), axis=0)
 
 
-Rows = tuple[Int[np.ndarray, "_n"], Float[np.ndarray, "_n 3"]]
-"""Bins, and what `FEATURES` adds up of each."""
-
-
-def _histogram(side: int, kind: int, feature: np.ndarray, at: np.ndarray, act: np.ndarray | None = None) -> Rows:
+def _histogram(side: int, kind: int, feature: np.ndarray, at: np.ndarray, act: np.ndarray | None = None) -> SumRows:
+    """Rows of one kind of bins."""
     width, least = int(at.max(initial=0)) + 1, int(feature.min(initial=2**31 - 1))
     number = (feature.astype(np.int64) - least) * width + at
     names = None
@@ -153,15 +156,17 @@ def _histogram(side: int, kind: int, feature: np.ndarray, at: np.ndarray, act: n
         names, number = np.unique(number, return_inverse=True)
     count = np.bincount(number)
     there = np.flatnonzero(count)
-    sums = np.zeros((len(there), len(FEATURES.sums)))
+    feature, at = np.divmod(there if names is None else names, width)
+    rows = np.zeros((len(there), FEATURES.cells), np.int64)
+    rows[:, 0] = _bin(side, feature + least, kind, at)
+    sums = numbers_of(rows)
     sums[:, 0] = count[there]
     if act is not None:
         sums[:, 1], sums[:, 2] = (np.bincount(number, weights)[there] for weights in (act, act * act))
-    feature, at = np.divmod(there if names is None else names, width)
-    return _bin(side, feature + least, kind, at), sums
+    return rows
 
 
-def _lags(side: int, story: np.ndarray, pos: np.ndarray, feature: np.ndarray) -> Rows:
+def _lags(side: int, story: np.ndarray, pos: np.ndarray, feature: np.ndarray) -> SumRows:
     """How often a feature that is active is active again in its story, by the number of positions in between.
 
     Rows are in order; `story` is a number of its own for each feature in each prompt.
@@ -250,11 +255,10 @@ class FeatureCounts:
         return np.where((self.pairs > 0) & (share > 0) & (share < 1), r, 0.0)
 
 
-def counts_of(merged: Iterable[Columns]) -> FeatureCounts | None:
+def counts_of(merged: Iterable[SumRows]) -> FeatureCounts | None:
     """Reads merged histograms; `None` where no activation was given for one of the sides."""
-    found = concatenate(list(merged), FEATURES.columns)
-    columns = _of_bin(found["bin"])
-    columns |= dict(zip(FEATURES.sums, found["sums"].reshape(-1, len(FEATURES.sums)).T, strict=True))
+    columns = FEATURES.columns(np.concatenate([np.empty((0, FEATURES.cells), np.int64), *merged]))
+    columns |= _of_bin(columns.pop("bin"))
     if not all((columns["side"] == side).any() for side in (SOURCE, TARGET)):
         return None
     width = int(columns["at"].max()) + 1

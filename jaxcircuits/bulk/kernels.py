@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-# Columns of a pair's row: `pair_sums.SUMS`, then the largest edge, then the story at hand.
+# Numbers of a pair: `pair_sums.SUMS`, `sum_rows.LARGEST`, then the story at hand.
 _EDGES, _BOTH_ACTIVE, _POSITIVE, _TOTAL, _ABSOLUTE, _SQUARES, _WEIGHTED, _PRODUCT = range(8)
 _STORIES, _STORY_SQUARES, _STORY_CROSS, _EDGES_2, _EDGES_3 = range(8, 13)
-_SIZE, _PROMPT, _POS, _VALUE, _STORY, _OF_STORY, _N_STORY, _WIDTH = range(13, 21)
+_PROMPT, _POS, _VALUE, _STORY, _OF_STORY, _N_STORY, _WIDTH = range(13, 20)
 
 _FREE = np.uint32(0xFFFFFFFF)
 """A slot that is not in use."""
@@ -62,12 +62,11 @@ def sum_edges(first, last, parts, at, offset_bits, source_bits):
         source_bits: Those above; the target feature has the others.
 
     Returns:
-        The number of each pair, in no order, and a row: `pair_sums.SUMS`, then size, prompt, position and value of its
-        largest edge.
+        Pairs, in no order, and their numbers: those of `pair_sums.PAIRS`, and some that are of no use any more.
     """
     slots = np.empty(1, np.uint32)
     pairs = np.empty(1024, np.int64)
-    rows = np.empty((1024, _WIDTH))
+    numbers = np.empty((1024, _WIDTH))
     at, ends = at.copy(), at.copy()
     n = 0
     for feature in range(first, last):
@@ -102,17 +101,17 @@ def sum_edges(first, last, parts, at, offset_bits, source_bits):
                     slot = np.uint64(pair) * _SPREAD >> (np.uint64(64) - bits)
                     while slots[slot] != _FREE and pairs[slots[slot]] != pair:
                         slot = (slot + np.uint64(1)) & mask
-                    if slots[slot] == _FREE:
-                        if n == len(rows):
+                    new = slots[slot] == _FREE
+                    if new:
+                        if n == len(pairs):
                             pairs = np.concatenate((pairs, np.empty_like(pairs)))
-                            rows = np.concatenate((rows, np.empty_like(rows)))
+                            numbers = np.concatenate((numbers, np.empty_like(numbers)))
                         slots[slot] = n
                         pairs[n] = pair
-                        rows[n] = 0
-                        rows[n, _SIZE] = -1
-                        rows[n, _STORY] = prompt
+                        numbers[n] = 0
+                        numbers[n, _STORY] = prompt
                         n += 1
-                    row = rows[slots[slot]]
+                    row = numbers[slots[slot]]
                     if row[_STORY] != prompt:
                         _end_story(row)
                         row[_STORY] = prompt
@@ -127,44 +126,75 @@ def sum_edges(first, last, parts, at, offset_bits, source_bits):
                     row[_PRODUCT] += source_act * target_act
                     row[_OF_STORY] += value
                     row[_N_STORY] += 1
-                    if abs(value) > row[_SIZE]:
-                        row[_SIZE], row[_PROMPT], row[_POS], row[_VALUE] = abs(value), prompt, pos, value
+                    if new or abs(value) > abs(row[_VALUE]):
+                        row[_PROMPT], row[_POS], row[_VALUE] = prompt, pos, value
             at[i] = ends[i]
         for i in range(begin, n):
-            _end_story(rows[i])
+            _end_story(numbers[i])
             pairs[i] |= np.int64(feature) << offset_bits + source_bits
-    return pairs[:n], rows[:n, :_STORY]
+    return pairs[:n], numbers[:n]
 
 
 @_compiled()
-def add_rows(order, key, sums, size):
-    """Rows of equal keys added.
+def in_order(key, numbers, order, cells):
+    """Rows of so many cells, a key and numbers, in an order."""
+    out = np.empty((len(order), cells), np.int64)
+    total = out.view(np.float64)
+    for i in range(len(order)):
+        out[i, 0] = key[order[i]]
+        for cell in range(1, cells):
+            total[i, cell] = numbers[order[i], cell - 1]
+    return out
+
+
+@_compiled()
+def merge_rows(tables, at, stop, sums, out, n):
+    """Adds rows of equal keys, key by key, until a table has no more of those that are here, or there is no room.
 
     Args:
-        order: Of rows, by key.
-        key: Of each row.
-        sums: Of each row, several.
-        size: Of each row.
+        tables: Rows of each, sorted by their first cell, the key; each key once.
+        at: Of each table, its first row that is not in `out`; moved on.
+        stop: Of each table, the row after the last that is here.
+        sums: Cells after the key that are added. Those after them are of the row whose last cell is greatest, sign
+            apart, the first of such.
+        out: Where merged rows go, from row `n` on.
+        n: Rows that are there.
 
     Returns:
-        Each key, its sums, and its first row of greatest size.
+        Rows that are then there.
     """
-    n = 0
-    for i in range(len(order)):
-        n += i == 0 or key[order[i]] != key[order[i - 1]]
-    keys, total, greatest = np.empty(n, np.int64), np.zeros((n, sums.shape[1])), np.empty(n, np.int64)
-    n = -1
-    for i in range(len(order)):
-        row = order[i]
-        if i == 0 or key[row] != key[order[i - 1]]:
-            n += 1
-            keys[n] = key[row]
-            greatest[n] = row
-        for column in range(sums.shape[1]):
-            total[n, column] += sums[row, column]
-        if size[row] > size[greatest[n]]:
-            greatest[n] = row
-    return keys, total, greatest
+    numbers, total = tables.view(np.float64), out.view(np.float64)
+    last = tables.shape[2] - 1
+    done = np.iinfo(np.int64).max
+    keys = np.full(len(at), done)
+    for i in range(len(at)):
+        if at[i] < stop[i]:
+            keys[i] = tables[i, at[i], 0]
+    here = True
+    while here and n < len(out):
+        key = done
+        for i in range(len(at)):
+            key = min(key, keys[i])
+        first = True
+        for i in range(len(at)):
+            if keys[i] != key:
+                continue
+            row = at[i]
+            if first:
+                for cell in range(last + 1):
+                    out[n, cell] = tables[i, row, cell]
+                first = False
+            else:
+                for cell in range(1, sums + 1):
+                    total[n, cell] += numbers[i, row, cell]
+                if sums < last and abs(numbers[i, row, last]) > abs(total[n, last]):
+                    for cell in range(sums + 1, last + 1):
+                        out[n, cell] = tables[i, row, cell]
+            at[i] += 1
+            here = here and at[i] < stop[i]
+            keys[i] = tables[i, at[i], 0] if at[i] < stop[i] else done
+        n += 1
+    return n
 
 
 @_compiled(fastmath=True)  # sums in any order, so that several products are made at once

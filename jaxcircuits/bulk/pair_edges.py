@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from jaxcircuits.attribution.edges import EDGE_COLUMNS
-from jaxcircuits.bulk.scratch import Columns
+from jaxcircuits.attribution.edges import EDGE_COLUMNS, Columns
 from jaxcircuits.bulk.sorting import Groups
 
 if TYPE_CHECKING:

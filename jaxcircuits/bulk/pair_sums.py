@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxcircuits.ahead import each_ahead
-from jaxcircuits.bulk.merging import LARGEST, Layout, merged
+from jaxcircuits.bulk.merging import BATCH, merged
 from jaxcircuits.bulk.pair_edges import PartEdges
-from jaxcircuits.bulk.scratch import Columns, scratch_rows, scratch_schema, scratch_table
+from jaxcircuits.bulk.scratch import scratch_table
 from jaxcircuits.bulk.sorting import BLOCK, blocks
+from jaxcircuits.bulk.sum_rows import SUMMED, Layout, SumRows, read_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +70,7 @@ def features_of(pair: Int[np.ndarray, "n"]) -> dict[str, Int[np.ndarray, "n"]]:
     }
 
 
-def merged_pairs(files: Sequence[Path], edges: Sequence["pa.Table"] = ()) -> Iterator[Columns]:
+def merged_pairs(files: Sequence[Path], edges: Sequence["pa.Table"] = ()) -> Iterator[SumRows]:
     """The sums of all pairs, some at a time.
 
     Args:
@@ -79,14 +80,15 @@ def merged_pairs(files: Sequence[Path], edges: Sequence["pa.Table"] = ()) -> Ite
     Raises:
         OSError, pyarrow.ArrowInvalid: A file is missing or damaged.
     """
-    of_edges = [file for file in files if "attribution" in scratch_schema(file).names]
-    tables = [table for table in (*map(scratch_table, of_edges), *edges) if table.num_rows]
-    streams = [scratch_rows(file) for file in files if file not in of_edges]
-    streams += [edge_sums(tables[i : i + PARTS]) for i in range(0, len(tables), PARTS)]
-    return merged(streams, PAIRS) if len(streams) > 1 else chain(*streams)
+    of_sums = [file for file in files if file.suffix == SUMMED]
+    tables = [table for table in (*(scratch_table(f) for f in files if f not in of_sums), *edges) if table.num_rows]
+    of_edges = [edge_sums(tables[i : i + PARTS]) for i in range(0, len(tables), PARTS)]
+    if len(of_sums) + len(of_edges) > 1:
+        return merged([*of_sums, *of_edges], PAIRS)
+    return chain(*(read_rows(file, PAIRS.cells, BATCH) for file in of_sums), *of_edges)
 
 
-def edge_sums(tables: Sequence["pa.Table"]) -> Iterator[Columns]:
+def edge_sums(tables: Sequence["pa.Table"]) -> Iterator[SumRows]:
     """The sums of all pairs, some at a time, of what `by_target` returns, in the order of their prompts.
 
     Args:
@@ -99,17 +101,10 @@ def edge_sums(tables: Sequence["pa.Table"]) -> Iterator[Columns]:
     yield from each_ahead(lambda block: _sums_of(parts, block), blocks(edges, BLOCK))
 
 
-def _sums_of(parts: tuple[PartEdges, ...], features: slice) -> Columns:
+def _sums_of(parts: tuple[PartEdges, ...], features: slice) -> SumRows:
     """The sums of pairs of some target features."""
-    from jaxcircuits.bulk.kernels import sum_edges
+    from jaxcircuits.bulk.kernels import in_order, sum_edges
 
     at = np.array([np.searchsorted(part.feature, np.int32(features.start)) for part in parts])
-    pairs, rows = sum_edges(features.start, features.stop, parts, at, _OFFSET, _SOURCE)
-    order = np.argsort(pairs)
-    rows = rows.take(order, axis=0)
-    largest = zip(LARGEST.items(), rows[:, len(SUMS) :].T, strict=True)
-    return {
-        PAIR: pairs.take(order),
-        "sums": rows[:, : len(SUMS)],
-        **{f"largest_{name}": values.astype(kind) for (name, kind), values in largest},
-    }
+    pairs, numbers = sum_edges(features.start, features.stop, parts, at, _OFFSET, _SOURCE)
+    return in_order(pairs, numbers, np.argsort(pairs), PAIRS.cells)

@@ -1,20 +1,19 @@
 """`statistics.parquet`: its columns, and how they follow from merged sums, a batch of pairs at a time."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxcircuits.ahead import each_ahead
-from jaxcircuits.attribution.edges import concatenate
+from jaxcircuits.attribution.edges import Columns
 from jaxcircuits.bulk import estimates
 from jaxcircuits.bulk.feature_counts import FeatureCounts
-from jaxcircuits.bulk.pair_sums import PAIR, SUMS, features_of
-from jaxcircuits.bulk.scratch import Columns, scratch_rows
+from jaxcircuits.bulk.pair_sums import PAIR, PAIRS, features_of
 from jaxcircuits.bulk.store import ROWS, encodings
+from jaxcircuits.bulk.sum_rows import SumRows, numbers_of, read_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,7 +57,7 @@ STATISTICS: dict[str, str] = {
 Ameisen et al. 2025, "Circuit tracing", with this run's derivative in place of a virtual weight."""
 
 PIECE = ROWS // 2
-"""Pairs at most that are looked at together: their columns are several times their sums, and some pieces are there at
+"""Pairs at most that are described together: their columns are several times their sums, and some pieces are there at
 once."""
 
 NAMES = ("target_feature", "source_feature", "offset")
@@ -87,26 +86,28 @@ class Tests:
         self.q_mean, self.q_association = each_ahead(lambda of: estimates.false_discovery(*of), families)
 
 
-def judge(file: Path, counts: FeatureCounts | None, least: int, *, complete: bool) -> Tests:
+def judge(
+    merged: Iterable[SumRows], counted: Callable[[], FeatureCounts | None], least: int, *, complete: bool
+) -> Tests:
     """Looks at all pairs before anything is said of one.
 
     Args:
-        file: Of merged sums, one row a pair.
-        counts: Those of features; `None` where they are unknown.
+        merged: Sums, one row a pair, some at a time.
+        counted: Those of features, waited for on another thread; `None` where they are unknown.
         least: Stories that a tested pair has at least.
         complete: Whether no edge was cut, so that joint activations can be compared with chance.
     """
-    compared = counts if complete else None
 
-    def look(sums: Columns) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        offsets = np.flatnonzero(np.bincount(features_of(sums[PAIR])["offset"]))
-        tested = sums["sums"][:, SUMS.index("stories")] >= least
-        return offsets, _judged(_with_features({name: values[tested] for name, values in sums.items()}), compared)
+    def look(rows: SumRows) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        offsets = np.flatnonzero(np.bincount(features_of(rows[:, 0])["offset"]))
+        tested = rows[numbers_of(rows)[:, PAIRS.numbers.index("stories")] >= least]
+        return offsets, _judged(_columns(tested), counted() if complete else None)
 
-    looked = list(each_ahead(look, _joined(scratch_rows(file), PIECE)))
+    looked = list(each_ahead(look, merged))
+    counts = counted() if complete else None
     hypotheses = None
-    if compared is not None:  # every pair that could have been found, whether it was or not
-        often = [int((side.stories >= least).sum()) for side in (compared.source, compared.target)]
+    if counts is not None:  # every pair that could have been found, whether it was or not
+        often = [int((side.stories >= least).sum()) for side in (counts.source, counts.target)]
         offsets = set().union(*(offsets.tolist() for offsets, _ in looked))
         hypotheses = max(often[0] * often[1] * len(offsets), sum(len(found[0]) for _, found in looked))
     return Tests([found for _, found in looked], hypotheses)
@@ -139,7 +140,7 @@ def finish(
 
     def pieces() -> Iterator[tuple[Columns, np.ndarray, slice]]:
         first = 0
-        for c in map(_with_features, _joined(scratch_rows(file), PIECE)):
+        for c in map(_columns, read_rows(file, PAIRS.cells, PIECE)):
             tested = c["stories"] >= least
             mine = slice(first, first + int(tested.sum()))
             first = mine.stop
@@ -213,26 +214,10 @@ def _described(
     return out
 
 
-def _with_features(sums: Columns) -> Columns:
-    """A column for each sum, in place of their matrix, and for each feature."""
-    others = {name: values for name, values in sums.items() if name != "sums"}
-    return others | features_of(sums[PAIR]) | dict(zip(SUMS, sums["sums"].T.copy(), strict=True))
-
-
-def _joined(batches: Iterable[Columns], rows: int) -> Iterator[dict[str, np.ndarray]]:
-    """As many batches at a time as have no more rows than these together."""
-    kept: list[Columns] = []
-    for batch in chain(batches, [None]):
-        if kept and (batch is None or sum(len(b[PAIR]) for b in (*kept, batch)) > rows):
-            yield _concatenated(kept)
-        kept += [] if batch is None else [batch]
-
-
-def _concatenated(batches: list[Columns]) -> dict[str, np.ndarray]:
-    """All rows of some batches, of which none is held on to."""
-    out = concatenate(batches, batches[0])
-    batches.clear()
-    return out
+def _columns(rows: SumRows) -> Columns:
+    """A column for each sum and for each feature."""
+    columns = PAIRS.columns(rows)
+    return columns | features_of(columns.pop(PAIR))
 
 
 def _schema(facts: Mapping[str, Any]) -> "pa.Schema":

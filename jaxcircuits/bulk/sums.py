@@ -19,8 +19,8 @@ from jaxcircuits.bulk.edge_statistics import AT_ONCE, LAYOUTS, merge_statistics,
 from jaxcircuits.bulk.edge_statistics import FILE as STATISTICS
 from jaxcircuits.bulk.pair_edges import EDGE, TARGET, by_target
 from jaxcircuits.bulk.pair_sums import PARTS
-from jaxcircuits.bulk.scratch import SUFFIX
 from jaxcircuits.bulk.store import SUMS, Store, file_entry
+from jaxcircuits.bulk.sum_rows import SUMMED
 from jaxcircuits.errors import InputError
 from jaxcircuits.places import Place
 
@@ -56,7 +56,7 @@ class Sums:
             first, last = found[0]["parts"][0], found[-1]["parts"][1]
             merged: dict[str, Any] = {"parts": [first, last]}
             for kind in LAYOUTS:
-                name = f"{SUMS}/{kind}/parts-{first:05d}-{last:05d}{SUFFIX}"
+                name = f"{SUMS}/{kind}/parts-{first:05d}-{last:05d}{SUMMED}"
                 files = _files(found, kind)
                 edges = self._edges_of(found) if kind == "pairs" else []
                 with _local(store.place, files) as directory, store.place.new_file(name) as file:

@@ -237,10 +237,10 @@ def test_merging_takes_less_memory_than_the_sums() -> None:
     write_parts(Path(), every, corpus.activations, corpus.prompts, cuts=(1, 2, 3))
     files = sorted(Path("statistics/pairs").iterdir())
     for file in files:
-        summed = file.with_name("sums")
-        merge_sums(summed, "pairs", [file])
-        summed.replace(file)
-    sums = sum(file.stat().st_size for file in files)
+        with file.with_suffix(".rows").open("wb") as summed:
+            merge_sums(summed, "pairs", [file])
+        file.unlink()
+    sums = sum(file.stat().st_size for file in Path("statistics/pairs").iterdir())
     tracemalloc.start()
     merge_statistics(Path())
     _, peak = tracemalloc.get_traced_memory()

@@ -8,9 +8,9 @@ import pytest
 from numba import njit
 
 from jaxcircuits.attribution.edges import EDGE_COLUMNS
-from jaxcircuits.bulk.kernels import _compiled, add_rows, products
+from jaxcircuits.bulk.kernels import _compiled, in_order, merge_rows, products
 from jaxcircuits.bulk.pair_edges import by_target
-from jaxcircuits.bulk.pair_sums import SUMS, edge_sums, pair_of
+from jaxcircuits.bulk.pair_sums import PAIRS, edge_sums, pair_of
 
 
 def test_edges_of_more_pairs_than_there_is_room_for_at_first() -> None:
@@ -28,8 +28,7 @@ def test_edges_of_more_pairs_than_there_is_room_for_at_first() -> None:
         "source_act": rng.random(n),
     }
     table = pa.table({name: values.astype(EDGE_COLUMNS[name]) for name, values in edges.items()})
-    blocks = list(edge_sums([by_target(table)]))
-    found = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    found = PAIRS.columns(np.concatenate(list(edge_sums([by_target(table)]))))
     frame = table.to_pandas()
     frame["offset"] = frame.target_pos - frame.source_pos
     frame["pair"] = pair_of(*(frame[name].to_numpy() for name in ("target_feature", "source_feature", "offset")))
@@ -37,25 +36,40 @@ def test_edges_of_more_pairs_than_there_is_room_for_at_first() -> None:
     by_pair, by_story = frame.groupby("pair"), frame.groupby(["pair", "prompt"]).attribution
     np.testing.assert_array_equal(found["pair"], list(by_pair.groups))
     assert len(found["pair"]) > 4096
-    sums = dict(zip(SUMS, found["sums"].T, strict=True))
-    np.testing.assert_array_equal(sums["edges"], by_pair.size())
-    np.testing.assert_allclose(sums["total"], by_pair.attribution.sum(), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(sums["squares"], by_pair.attribution.agg(lambda a: (a**2).sum()))
-    np.testing.assert_allclose(sums["story_squares"], (by_story.sum() ** 2).groupby("pair").sum())
-    np.testing.assert_array_equal(sums["edges_2"], (by_story.size() ** 2).groupby("pair").sum())
-    np.testing.assert_allclose(found["largest_size"], by_pair.attribution.agg(lambda a: a.abs().max()))
+    np.testing.assert_array_equal(found["edges"], by_pair.size())
+    np.testing.assert_allclose(found["total"], by_pair.attribution.sum(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found["squares"], by_pair.attribution.agg(lambda a: (a**2).sum()))
+    np.testing.assert_allclose(found["story_squares"], (by_story.sum() ** 2).groupby("pair").sum())
+    np.testing.assert_array_equal(found["edges_2"], (by_story.size() ** 2).groupby("pair").sum())
+    largest = frame.loc[by_pair.attribution.agg(lambda a: a.abs().idxmax())]
+    for name, column in {"prompt": "prompt", "pos": "target_pos", "value": "attribution"}.items():
+        np.testing.assert_array_equal(found[f"largest_{name}"], largest[column])
 
 
-@pytest.mark.parametrize("n", [0, 1, 300])
-def test_rows_of_equal_keys_are_added_and_the_first_of_the_greatest_counts(n: int) -> None:
+def test_rows_in_order() -> None:
     rng = np.random.default_rng(0)
-    key, sums = rng.integers(0, 90, n), rng.integers(0, 9, (n, 3)).astype(float)
-    size = rng.integers(0, 3, n).astype(np.float32)
-    keys, total, greatest = add_rows(np.argsort(key, kind="stable"), key, sums, size)
-    runs = [np.flatnonzero(key == k) for k in np.unique(key)]
-    np.testing.assert_array_equal(keys, np.unique(key))
-    np.testing.assert_array_equal(total.reshape(-1, 3), [sums[run].sum(0) for run in runs] or np.zeros((0, 3)))
-    np.testing.assert_array_equal(greatest, [run[np.argmax(size[run])] for run in runs])
+    key, numbers, order = rng.integers(0, 99, 40), rng.normal(size=(40, 5)), rng.permutation(40)
+    rows = in_order(key, numbers, order, 4)
+    np.testing.assert_array_equal(rows[:, 0], key[order])
+    np.testing.assert_array_equal(rows.view(np.float64)[:, 1:], numbers[order, :3])
+
+
+def test_merging_stops_where_a_table_must_be_read_on_and_where_there_is_no_room() -> None:
+    """Two tables of keys and one sum: 1, 3, 5 and 3, 5, of which the second has the last."""
+    keys = np.array([[1, 3, 5], [3, 5, 0]])
+    tables = np.empty((2, 3, 2), np.int64)
+    tables[..., 0] = keys
+    tables.view(np.float64)[..., 1] = 10.0 * keys
+    at, stop = np.zeros(2, np.int64), np.array([3, 1])
+    out = np.zeros((2, 2), np.int64)
+    assert merge_rows(tables, at, stop, 1, out, 0) == 2  # the second may have more of what follows 3
+    assert at.tolist() == [2, 1]
+    np.testing.assert_array_equal(out[:, 0], [1, 3])
+    np.testing.assert_array_equal(out.view(np.float64)[:, 1], [10, 60])
+    at, stop = np.zeros(2, np.int64), np.array([3, 2])
+    assert merge_rows(tables, at, stop, 1, out, 1) == 2
+    assert at.tolist() == [1, 0]
+    assert out[1, 0] == 1
 
 
 def test_products_are_entries_of_the_matrix_product() -> None:

@@ -147,7 +147,7 @@ def test_a_full_disk_keeps_what_is_summed(bundle, monkeypatch) -> None:
     with monkeypatch.context() as kept:
         kept.setattr(runner, "remove_sums", lambda place: None)
         attribute(bundle, "sums")
-    sums_of_two = Path("sums/statistics/pairs/parts-00000-00002.arrow").stat().st_size
+    sums_of_two = Path("sums/statistics/pairs/parts-00000-00002.rows").stat().st_size
     attribute(bundle, "whole")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (sums_of_two - 1, hard))
