@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from jaxcircuits.ahead import Ahead
 from jaxcircuits.bulk import estimates
 from jaxcircuits.bulk.feature_counts import FEATURES, active_features, counts_of, merged_counts
-from jaxcircuits.bulk.pair_edges import by_target
+from jaxcircuits.bulk.pair_edges import Edges, by_target
 from jaxcircuits.bulk.pair_sums import PAIRS, PARTS, merged_pairs
 from jaxcircuits.bulk.reading import read_part, read_prompts_of
 from jaxcircuits.bulk.run import Run
@@ -68,7 +68,7 @@ def merge_statistics(
     directory: Path,
     *,
     sums: Mapping[str, Sequence[str]] | None = None,
-    edges: Sequence["pa.Table"] = (),
+    edges: Edges | None = None,
     targets: Sequence[str] | None = None,
     min_stories: int = MIN_STORIES,
 ) -> None:
@@ -78,7 +78,7 @@ def merge_statistics(
         directory: The run.
         sums: Names of the files that count, such as `part-00000.arrow`, by their directory in `statistics/`, in the
             order of their prompts; by default all that are there.
-        edges: Tables of `pairs` that are in no file; their prompts come last.
+        edges: Of `pairs`, those that are in no file; their prompts come last.
         targets: Names of the files in `targets/` that say how many edges were cut; by default all that are there.
         min_stories: Pairs with edges in fewer prompts are neither tested nor shrunk.
 
@@ -124,14 +124,14 @@ def merge_statistics(
         os.replace(final, directory / FILE)
 
 
-def merge_sums(to: Any, kind: str, files: Sequence[Path], edges: Sequence["pa.Table"] = ()) -> None:
+def merge_sums(to: Any, kind: str, files: Sequence[Path], edges: Edges | None = None) -> None:
     """Merges additive tables of one kind, in the order of their prompts, into one of sums.
 
     Args:
         to: A file that is open for writing.
         kind: `"pairs"` or `"features"`.
         files: Of earlier prompts.
-        edges: Of `pairs`, tables that are in no file.
+        edges: Of `pairs`, those that are in no file.
 
     Raises:
         InputError: One of the files is damaged.
@@ -192,14 +192,14 @@ def statistics_of(
         sums = Path(scratch) / "statistics"
         for place in (sums / "pairs", sums / "features", Path(scratch) / "targets"):
             place.mkdir(parents=True)
-        edges: list[pa.Table] = []
-        for i, part in enumerate(kept):
+        edges = Edges()
+        for i, part in enumerate(kept, start=1):
             name, (first, last) = f"part-{i:05d}", part["prompts"]
             few = prompts.slice(first, last - first)
             activations = read_part(run, part, "activations") if known else None
             tables = partial_statistics(read_part(run, part, "edges", rows), *_or_nothing(activations, few))
-            edges.append(tables["pairs"])
-            if len(edges) == PARTS:
+            edges.add(tables["pairs"])
+            if i % PARTS == 0:
                 with (sums / "pairs" / f"{name}{SUMMED}").open("wb") as file:
                     merge_sums(file, "pairs", [], edges)
                 edges.clear()

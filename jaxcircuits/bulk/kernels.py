@@ -50,16 +50,33 @@ def _end_story(row):
 
 
 @_compiled()
-def sum_edges(first, last, parts, at, offset_bits, source_bits):
+def sum_edges(
+    first,
+    last,
+    at,
+    offset_bits,
+    source_bits,
+    feature,
+    prompt,
+    pos,
+    act,
+    start,
+    stop,
+    source_pos,
+    source,
+    attribution,
+    source_act,
+):
     """Sums over the edges of each pair.
 
     Args:
         first: Target feature.
         last: The one after the last.
-        parts: Some `PartEdges` of one size, in the order of their prompts.
-        at: Of each, its first target that is such a feature.
+        at: The first target that is such a feature.
         offset_bits: The lowest of a pair's number.
         source_bits: Those above; the target feature has the others.
+        feature: This and what follows are `ByFeature`, array by array: a class would be part of what is kept on the
+            disk, which then could not be read without it.
 
     Returns:
         Pairs, in no order, and their numbers: those of `pair_sums.PAIRS`, and some that are of no use any more.
@@ -67,20 +84,16 @@ def sum_edges(first, last, parts, at, offset_bits, source_bits):
     slots = np.empty(1, np.uint32)
     pairs = np.empty(1024, np.int64)
     numbers = np.empty((1024, _WIDTH))
-    at, ends = at.copy(), at.copy()
     n = 0
-    for feature in range(first, last):
-        edges, sources, offsets, begin = 0, 0, 0, n
-        for i, part in enumerate(parts):
-            while ends[i] < len(part.feature) and part.feature[ends[i]] == feature:
-                t = ends[i]
-                source_feature = part.source_feature[part.start[t] : part.stop[t]]
-                source_pos = part.source_pos[part.start[t] : part.stop[t]]
-                for e in range(len(source_pos)):
-                    sources = max(sources, source_feature[e] + 1)
-                    offsets = max(offsets, part.pos[t] - source_pos[e] + 1)
-                edges += len(source_pos)
-                ends[i] += 1
+    for target in range(first, last):
+        edges, sources, offsets, begin, end = 0, 0, 0, n, at
+        while end < len(feature) and feature[end] == target:
+            features, positions = source[start[end] : stop[end]], source_pos[start[end] : stop[end]]
+            for e in range(len(features)):
+                sources = max(sources, features[e] + 1)
+                offsets = max(offsets, pos[end] - positions[e] + 1)
+            edges += stop[end] - start[end]
+            end += 1
         # Slots of an open hash table, no more than half of them in use; as few as can be stay in a cache.
         bits = np.uint64(1)
         while 1 << bits < 2 * min(edges, sources * offsets):
@@ -89,49 +102,46 @@ def sum_edges(first, last, parts, at, offset_bits, source_bits):
         if len(slots) <= mask:
             slots = np.empty(mask + 1, np.uint32)
         slots[: mask + 1] = _FREE
-        for i, part in enumerate(parts):
-            for t in range(at[i], ends[i]):
-                prompt, pos, target_act = part.prompt[t], part.pos[t], np.float64(part.act[t])
-                source_feature = part.source_feature[part.start[t] : part.stop[t]]
-                source_pos = part.source_pos[part.start[t] : part.stop[t]]
-                attribution = part.attribution[part.start[t] : part.stop[t]]
-                source_acts = part.source_act[part.start[t] : part.stop[t]]
-                for e in range(len(source_pos)):
-                    pair = np.int64(source_feature[e]) << offset_bits | np.int64(pos - source_pos[e])
-                    slot = np.uint64(pair) * _SPREAD >> (np.uint64(64) - bits)
-                    while slots[slot] != _FREE and pairs[slots[slot]] != pair:
-                        slot = (slot + np.uint64(1)) & mask
-                    new = slots[slot] == _FREE
-                    if new:
-                        if n == len(pairs):
-                            pairs = np.concatenate((pairs, np.empty_like(pairs)))
-                            numbers = np.concatenate((numbers, np.empty_like(numbers)))
-                        slots[slot] = n
-                        pairs[n] = pair
-                        numbers[n] = 0
-                        numbers[n, _STORY] = prompt
-                        n += 1
-                    row = numbers[slots[slot]]
-                    if row[_STORY] != prompt:
-                        _end_story(row)
-                        row[_STORY] = prompt
-                    value, source_act = np.float64(attribution[e]), np.float64(source_acts[e])
-                    if source_act != 0 and target_act > 0:
-                        row[_BOTH_ACTIVE] += 1
-                    if value > 0:
-                        row[_POSITIVE] += 1
-                    row[_ABSOLUTE] += abs(value)
-                    row[_SQUARES] += value * value
-                    row[_WEIGHTED] += value * target_act
-                    row[_PRODUCT] += source_act * target_act
-                    row[_OF_STORY] += value
-                    row[_N_STORY] += 1
-                    if new or abs(value) > abs(row[_VALUE]):
-                        row[_PROMPT], row[_POS], row[_VALUE] = prompt, pos, value
-            at[i] = ends[i]
+        for t in range(at, end):
+            story, target_act = prompt[t], np.float64(act[t])
+            features, positions = source[start[t] : stop[t]], source_pos[start[t] : stop[t]]
+            values, acts = attribution[start[t] : stop[t]], source_act[start[t] : stop[t]]
+            for e in range(len(features)):
+                pair = np.int64(features[e]) << offset_bits | np.int64(pos[t] - positions[e])
+                slot = np.uint64(pair) * _SPREAD >> (np.uint64(64) - bits)
+                while slots[slot] != _FREE and pairs[slots[slot]] != pair:
+                    slot = (slot + np.uint64(1)) & mask
+                new = slots[slot] == _FREE
+                if new:
+                    if n == len(pairs):
+                        pairs = np.concatenate((pairs, np.empty_like(pairs)))
+                        numbers = np.concatenate((numbers, np.empty_like(numbers)))
+                    slots[slot] = n
+                    pairs[n] = pair
+                    numbers[n] = 0
+                    numbers[n, _STORY] = story
+                    n += 1
+                row = numbers[slots[slot]]
+                if row[_STORY] != story:
+                    _end_story(row)
+                    row[_STORY] = story
+                value, active = np.float64(values[e]), np.float64(acts[e])
+                if active != 0 and target_act > 0:
+                    row[_BOTH_ACTIVE] += 1
+                if value > 0:
+                    row[_POSITIVE] += 1
+                row[_ABSOLUTE] += abs(value)
+                row[_SQUARES] += value * value
+                row[_WEIGHTED] += value * target_act
+                row[_PRODUCT] += active * target_act
+                row[_OF_STORY] += value
+                row[_N_STORY] += 1
+                if new or abs(value) > abs(row[_VALUE]):
+                    row[_PROMPT], row[_POS], row[_VALUE] = story, pos[t], value
+        at = end
         for i in range(begin, n):
             _end_story(numbers[i])
-            pairs[i] |= np.int64(feature) << offset_bits + source_bits
+            pairs[i] |= np.int64(target) << offset_bits + source_bits
     return pairs[:n], numbers[:n]
 
 

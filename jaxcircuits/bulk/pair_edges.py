@@ -4,12 +4,12 @@ Edges into one target lie together as an engine lists them, so that edges stay w
 are brought into the order of features.
 """
 
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 
-from jaxcircuits.attribution.edges import EDGE_COLUMNS, Columns
+from jaxcircuits.attribution.edges import EDGE_COLUMNS, Columns, concatenate
 from jaxcircuits.bulk.sorting import Groups
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def _listed(edges: Columns) -> bool:
     return bool(np.all((prompt[1:] > prompt[:-1]) | (same & (pos[1:] >= pos[:-1]))))
 
 
-class PartEdges(NamedTuple):
-    """What `by_target` returns, as arrays: targets by feature, prompt and position, edges as they lie.
+class ByFeature(NamedTuple):
+    """Edges as arrays: targets by feature, prompt and position, edges as they lie.
 
     Attributes:
         feature: Of each target, ascending.
@@ -60,8 +60,8 @@ class PartEdges(NamedTuple):
         act: Its activation.
         start: Its first edge.
         stop: The one after its last.
-        source_feature: Of each edge.
-        source_pos: Where the source is active.
+        source_pos: Of each edge, where the source is active.
+        source_feature: The source.
         attribution: Of the edge.
         source_act: The source's activation.
     """
@@ -70,30 +70,51 @@ class PartEdges(NamedTuple):
     prompt: Int32[np.ndarray, "target"]
     pos: Int32[np.ndarray, "target"]
     act: Float32[np.ndarray, "target"]
-    start: Int32[np.ndarray, "target"]
-    stop: Int32[np.ndarray, "target"]
-    source_feature: Int32[np.ndarray, "edge"]
+    start: Int64[np.ndarray, "target"]
+    stop: Int64[np.ndarray, "target"]
     source_pos: Int32[np.ndarray, "edge"]
+    source_feature: Int32[np.ndarray, "edge"]
     attribution: Float32[np.ndarray, "edge"]
     source_act: Float32[np.ndarray, "edge"]
 
-    @classmethod
-    def of(cls, table: "pa.Table") -> Self:
-        """Those of a table from `by_target`."""
+
+class Edges:
+    """The edges of some parts, one after the other, in memory that is used again once it is cleared."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._targets: list[Columns] = []
+        self._room = {name: np.empty(0, EDGE_COLUMNS[name]) for name in EDGE}
+
+    def add(self, table: "pa.Table") -> None:
+        """Takes a copy of what `by_target` returns, of later prompts than what is there."""
+        if not table.num_rows:
+            return
         table = table.combine_chunks()
         lists = {name: table[name].chunk(0) for name in EDGE}
-        bounds = lists[EDGE[0]].offsets.to_numpy()
+        bounds = lists[EDGE[0]].offsets.to_numpy().astype(np.int64)
+        n = self.number + int(bounds[-1] - bounds[0])
+        for name, values in lists.items():
+            if n > len(self._room[name]):
+                more = np.empty(max(n, 2 * len(self._room[name])), self._room[name].dtype)  # memory once it is used
+                more[: self.number] = self._room[name][: self.number]
+                self._room[name] = more
+            self._room[name][self.number : n] = values.values.to_numpy()[bounds[0] : bounds[-1]]
+        bounds += self.number - bounds[0]
         targets = {name: table[name].to_numpy() for name in TARGET}
+        self._targets.append(targets | {"start": bounds[:-1], "stop": bounds[1:]})
+        self.number = n
+
+    def clear(self) -> None:
+        """Forgets all of them."""
+        self.number = 0
+        self._targets.clear()
+
+    def by_feature(self) -> ByFeature:
+        """All of them, until more are added."""
+        types = {name: EDGE_COLUMNS[name] for name in TARGET} | {"start": np.int64, "stop": np.int64}
+        targets = concatenate(self._targets, types)
         order = np.argsort(targets["target_feature"], kind="stable")
-        feature, prompt, pos, act = (
-            targets[name].take(order) for name in ("target_feature", "prompt", "target_pos", "target_act")
-        )
-        edges = {name: values.values.to_numpy() for name, values in lists.items()}
-        return cls(feature, prompt, pos, act, bounds[:-1].take(order), bounds[1:].take(order), **edges)
-
-    @classmethod
-    def none(cls) -> Self:
-        """Of a part that has no edges."""
-        import pyarrow as pa
-
-        return cls.of(by_target(pa.table({name: np.zeros(0, EDGE_COLUMNS[name]) for name in (*TARGET, *EDGE)})))
+        names = ("target_feature", "prompt", "target_pos", "target_act", "start", "stop")
+        edges = {name: room[: self.number] for name, room in self._room.items()}
+        return ByFeature(*(targets[name].take(order) for name in names), **edges)

@@ -7,20 +7,16 @@ are then fewer rows than edges by far. Sums of sums are the same.
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
 
 from jaxcircuits.ahead import each_ahead
 from jaxcircuits.bulk.merging import BATCH, merged
-from jaxcircuits.bulk.pair_edges import PartEdges
+from jaxcircuits.bulk.pair_edges import ByFeature, Edges
 from jaxcircuits.bulk.scratch import scratch_table
 from jaxcircuits.bulk.sorting import BLOCK, blocks
 from jaxcircuits.bulk.sum_rows import SUMMED, Layout, SumRows, read_rows
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SUMS = (
     "edges",
@@ -41,7 +37,7 @@ SUMS = (
 PAIR = "pair"
 """The key: one number for a (target feature, source feature, offset), in their order."""
 
-PARTS = 8
+PARTS = 16
 """Whose edges are summed at once."""
 
 PAIRS = Layout(PAIR, SUMS, largest=True)
@@ -70,41 +66,44 @@ def features_of(pair: Int[np.ndarray, "n"]) -> dict[str, Int[np.ndarray, "n"]]:
     }
 
 
-def merged_pairs(files: Sequence[Path], edges: Sequence["pa.Table"] = ()) -> Iterator[SumRows]:
+def merged_pairs(files: Sequence[Path], edges: Edges | None = None) -> Iterator[SumRows]:
     """The sums of all pairs, some at a time.
 
     Args:
         files: Of sums, or of what `by_target` returns, in the order of their prompts.
-        edges: More of what `by_target` returns, whose prompts come last.
+        edges: More of them, whose prompts come last.
 
     Raises:
         OSError, pyarrow.ArrowInvalid: A file is missing or damaged.
     """
     of_sums = [file for file in files if file.suffix == SUMMED]
-    tables = [table for table in (*(scratch_table(f) for f in files if f not in of_sums), *edges) if table.num_rows]
-    of_edges = [edge_sums(tables[i : i + PARTS]) for i in range(0, len(tables), PARTS)]
-    if len(of_sums) + len(of_edges) > 1:
-        return merged([*of_sums, *of_edges], PAIRS)
-    return chain(*(read_rows(file, PAIRS.cells, BATCH) for file in of_sums), *of_edges)
+    of_edges = [file for file in files if file not in of_sums]
+    made = [_file_sums(of_edges[i : i + PARTS]) for i in range(0, len(of_edges), PARTS)]
+    made += [edge_sums(edges)] if edges is not None and edges.number else []
+    if len(of_sums) + len(made) > 1:
+        return merged([*of_sums, *made], PAIRS)
+    return chain(*(read_rows(file, PAIRS.cells, BATCH) for file in of_sums), *made)
 
 
-def edge_sums(tables: Sequence["pa.Table"]) -> Iterator[SumRows]:
-    """The sums of all pairs, some at a time, of what `by_target` returns, in the order of their prompts.
-
-    Args:
-        tables: At most `PARTS`, none of them empty.
-    """
-    # As many always, for what is compiled is compiled for a number.
-    parts = (*map(PartEdges.of, tables), *(PartEdges.none() for _ in range(PARTS - len(tables))))
-    features = np.concatenate([part.feature for part in parts])
-    edges = np.bincount(features, np.concatenate([part.stop - part.start for part in parts])).cumsum()
-    yield from each_ahead(lambda block: _sums_of(parts, block), blocks(edges, BLOCK))
+def _file_sums(files: Sequence[Path]) -> Iterator[SumRows]:
+    """`edge_sums` of files."""
+    edges = Edges()
+    for file in files:
+        edges.add(scratch_table(file))
+    yield from edge_sums(edges)
 
 
-def _sums_of(parts: tuple[PartEdges, ...], features: slice) -> SumRows:
+def edge_sums(edges: Edges) -> Iterator[SumRows]:
+    """The sums of all pairs, some at a time."""
+    by_feature = edges.by_feature()
+    ends = np.bincount(by_feature.feature, by_feature.stop - by_feature.start).cumsum()
+    yield from each_ahead(lambda block: _sums_of(by_feature, block), blocks(ends, BLOCK))
+
+
+def _sums_of(edges: ByFeature, features: slice) -> SumRows:
     """The sums of pairs of some target features."""
     from jaxcircuits.bulk.kernels import in_order, sum_edges
 
-    at = np.array([np.searchsorted(part.feature, np.int32(features.start)) for part in parts])
-    pairs, numbers = sum_edges(features.start, features.stop, parts, at, _OFFSET, _SOURCE)
+    at = np.searchsorted(edges.feature, np.int32(features.start))
+    pairs, numbers = sum_edges(features.start, features.stop, at, _OFFSET, _SOURCE, *edges)
     return in_order(pairs, numbers, np.argsort(pairs), PAIRS.cells)

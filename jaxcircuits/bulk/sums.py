@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxcircuits.bulk.edge_statistics import AT_ONCE, LAYOUTS, merge_statistics, merge_sums
 from jaxcircuits.bulk.edge_statistics import FILE as STATISTICS
-from jaxcircuits.bulk.pair_edges import EDGE, TARGET, by_target
+from jaxcircuits.bulk.pair_edges import EDGE, TARGET, Edges, by_target
 from jaxcircuits.bulk.pair_sums import PARTS
 from jaxcircuits.bulk.store import SUMS, Store, file_entry
 from jaxcircuits.bulk.sum_rows import SUMMED
@@ -39,11 +39,12 @@ class Sums:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._edges: dict[int, pa.Table] = {}
+        self._edges, self._held = Edges(), list[int]()
 
     def hold(self, part: int, edges: "pa.Table") -> None:
-        """Takes a part's edges, which can be had again."""
-        self._edges[part] = by_target(edges)
+        """Takes a copy of a part's edges, which can be had again."""
+        self._edges.add(by_target(edges))
+        self._held.append(part)
 
     def compact(self) -> None:
         """Merges neighbours as long as there are enough of one size.
@@ -58,7 +59,7 @@ class Sums:
             for kind in LAYOUTS:
                 name = f"{SUMS}/{kind}/parts-{first:05d}-{last:05d}{SUMMED}"
                 files = _files(found, kind)
-                edges = self._edges_of(found) if kind == "pairs" else []
+                edges = self._edges_of(found) if kind == "pairs" else None
                 with _local(store.place, files) as directory, store.place.new_file(name) as file:
                     merge_sums(file, kind, [directory / f for f in files], edges)
                 merged[kind] = {"file": name, **file_entry(store.place, name)}
@@ -67,8 +68,8 @@ class Sums:
             store.save()
             for file in (file for kind in LAYOUTS for file in _files(found, kind)):
                 store.place.remove(file)
-            for part in range(first, last):
-                self._edges.pop(part, None)
+            if any("pairs" not in span for span in found):
+                self._forget()
 
     def merge(self) -> None:
         """Writes `statistics.parquet`.
@@ -90,22 +91,29 @@ class Sums:
             if place.local is None:
                 place.write(STATISTICS, (directory / STATISTICS).read_bytes())
 
-    def _edges_of(self, spans: Sequence[Span]) -> "list[pa.Table]":
-        """The edges of the parts that have no file of pairs."""
-        return [self._edges_of_part(span["parts"][0]) for span in spans if "pairs" not in span]
+    def _edges_of(self, spans: Sequence[Span]) -> Edges | None:
+        """The edges of the parts that have no file of pairs; read again unless just these are held."""
+        parts = [span["parts"][0] for span in spans if "pairs" not in span]
+        if parts and parts != self._held:
+            self._forget()
+            for part in parts:
+                self.hold(part, self._read(part))
+        return self._edges if parts else None
 
-    def _edges_of_part(self, number: int) -> "pa.Table":
+    def _forget(self) -> None:
+        self._edges.clear()
+        self._held.clear()
+
+    def _read(self, part: int) -> "pa.Table":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if number not in self._edges:
-            name = next(part["edges"]["file"] for part in self.store.record["parts"] if part["part"] == number)
-            try:
-                with self.store.place.open(name) as file:
-                    self._edges[number] = by_target(pq.read_table(file, columns=[*TARGET, *EDGE]))
-            except (OSError, pa.ArrowException) as error:
-                raise InputError(f"cannot read {name} ({str(error).splitlines()[0]}); run it again.") from None
-        return self._edges[number]
+        name = next(entry["edges"]["file"] for entry in self.store.record["parts"] if entry["part"] == part)
+        try:
+            with self.store.place.open(name) as file:
+                return pq.read_table(file, columns=[*TARGET, *EDGE])
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"cannot read {name} ({str(error).splitlines()[0]}); run it again.") from None
 
 
 def _files(spans: Sequence[Span], kind: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Compiled loops against the plainest way, and where what they were compiled to cannot be kept."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numba import njit
 
 from jaxcircuits.attribution.edges import EDGE_COLUMNS
 from jaxcircuits.bulk.kernels import _compiled, in_order, merge_rows, products
-from jaxcircuits.bulk.pair_edges import by_target
+from jaxcircuits.bulk.pair_edges import Edges, by_target
 from jaxcircuits.bulk.pair_sums import PAIRS, edge_sums, pair_of
 
 
@@ -28,7 +29,10 @@ def test_edges_of_more_pairs_than_there_is_room_for_at_first() -> None:
         "source_act": rng.random(n),
     }
     table = pa.table({name: values.astype(EDGE_COLUMNS[name]) for name, values in edges.items()})
-    found = PAIRS.columns(np.concatenate(list(edge_sums([by_target(table)]))))
+    held = Edges()
+    for first, last in pairwise([0, *np.flatnonzero(np.isin(edges["prompt"], (10, 11)))[[0, -1]].tolist(), n]):
+        held.add(by_target(table.slice(first, last - first)))
+    found = PAIRS.columns(np.concatenate(list(edge_sums(held))))
     frame = table.to_pandas()
     frame["offset"] = frame.target_pos - frame.source_pos
     frame["pair"] = pair_of(*(frame[name].to_numpy() for name in ("target_feature", "source_feature", "offset")))
