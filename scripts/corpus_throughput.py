@@ -5,7 +5,8 @@
 
 Three things take turns in one process, on the same parts of the same plan: the compiled programs alone; the engine,
 which also lists edges on the host; and the whole command, which reads, plans, computes, writes and closes the run. The
-whole command is timed with everything compiled, its compilation apart.
+whole command is timed with everything compiled, its compilation apart. Every other turn goes backwards, and what is
+compared was measured in the same turn, so that a machine whose speed drifts is as fair to one as to the other.
 """
 
 import argparse
@@ -97,12 +98,12 @@ def _measure(
 
         return run
 
-    start = time.perf_counter()
-    run = whole("edges")()
+    start = time.perf_counter()  # all is compiled by this, for whatever is measured
+    run = whole("first", statistics=CONTENDERS["statistics"] in only)()
     first = time.perf_counter() - start
     engine = Engine(bundle, settings, memory)
     engine.plan = plan_of(run.record)
-    rows = PromptRows(Place(directory / "edges"))
+    rows = PromptRows(Place(directory / "first"))
     parts = [[(row, rows[row]) for row in range(*bounds)] for bounds in parts_of(run.record)]
 
     def programs() -> None:
@@ -125,12 +126,11 @@ def _measure(
     )
     contenders = dict(zip(CONTENDERS.values(), calls, strict=True))
     seconds: dict[str, list[float]] = {name: [] for name in only}
-    for turn in range(repeats + 1):
-        for name in only:
+    for turn in range(repeats):
+        for name in only if turn % 2 == 0 else reversed(only):
             start = time.perf_counter()
             contenders[name]()
-            if turn:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     sizes = {}
     for name in ("edges", "activations", "statistics"):
         sizes |= Place(directory / name).sizes() if (directory / name).exists() else {}
@@ -144,8 +144,7 @@ def _measure(
         "tokens": run.record["tokens"],
         "edges": run.rows("edges"),
         "first whole command": first,
-        "seconds": {name: median(values) for name, values in seconds.items()},
-        "spread": {name: [min(values), max(values)] for name, values in seconds.items()},
+        "seconds": seconds,
         "bytes": {kind: sum(n for name, n in sizes.items() if name.startswith(kind)) for kind in KINDS},
         "peak memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -168,21 +167,25 @@ def print_report(found: dict[str, Any]) -> None:
     print(f"{found['machine']}: {prompts:,} prompts, {tokens:,} tokens")
     print(f"{found['edges']:,} edges in {found['parts']} parts")
     print(f"plan for {found['plan']}\n")
-    print(f"{'':32}{'seconds':>10}{'min-max':>16}{'tokens/s':>12}{'of programs':>13}{'of engine':>11}")
-    programs, engine = (found["seconds"].get(name, float("nan")) for name in ("compiled programs", "engine"))
-    for name, seconds in found["seconds"].items():
-        low, high = found["spread"][name]
+    print(f"{'':32}{'seconds':>10}{'min-max':>16}{'tokens/s':>12}{'of programs':>13}{'of engine':>11}{'min-max':>14}")
+    seconds = found["seconds"]
+    for name, values in seconds.items():
+        of_programs, of_engine = (
+            [one / other for one, other in zip(seconds.get(base, []), values, strict=False)] or [float("nan")]
+            for base in ("compiled programs", "engine")
+        )
         print(
-            f"{name:32}{seconds:10.2f}{f'{low:.1f}-{high:.1f}':>16}{tokens / seconds:12,.0f}"
-            f"{programs / seconds:13.2f}{engine / seconds:11.2f}"
+            f"{name:32}{median(values):10.2f}{f'{min(values):.1f}-{max(values):.1f}':>16}"
+            f"{tokens / median(values):12,.0f}{median(of_programs):13.2f}{median(of_engine):11.2f}"
+            f"{f'{min(of_engine):.2f}-{max(of_engine):.2f}':>14}"
         )
     print(f"\nthe first whole command, compiling and planning: {found['first whole command']:.1f} s")
     print(", ".join(f"{kind} {n / 2**20:,.1f} MB" for kind, n in found["bytes"].items()))
     print(f"peak memory of this process {found['peak memory'] / 2**30:.2f} GB")
-    if "whole command" not in found["seconds"]:
+    if "whole command" not in seconds:
         return
     share = STORIES / prompts
-    hours, size = found["seconds"]["whole command"] * share / 3600, found["bytes"]["edges"] * share / 2**30
+    hours, size = median(seconds["whole command"]) * share / 3600, found["bytes"]["edges"] * share / 2**30
     print(
         f"projected to {STORIES:,} stories: {hours:.2f} h, {found['edges'] * share:,.0f} edges, {size:,.1f} GB of edges"
     )
