@@ -23,7 +23,7 @@ from jaxcircuits.ahead import each_ahead
 from jaxcircuits.attribution.edges import Columns
 from jaxcircuits.bulk.merging import BATCH, merged
 from jaxcircuits.bulk.scratch import scratch_table
-from jaxcircuits.bulk.sorting import BLOCK, FEW, Groups, blocks, in_order
+from jaxcircuits.bulk.sorting import BLOCK, blocks, in_order, listed
 from jaxcircuits.bulk.sum_rows import SUMMED, Layout, SumRows, numbers_of, read_rows
 
 if TYPE_CHECKING:
@@ -37,19 +37,15 @@ ROOM, POSITION, LAG, STORIES = 0, 1, 2, 3
 
 
 FEATURES = Layout("bin", ("count", "total", "squares"))
-"""`bin` is one number for a side, feature, kind and place."""
+"""`bin` is one number for a side, feature, kind and place; `kernels.count_bins` makes it."""
 
 
-def _bin(side: int, feature: Int[np.ndarray, "n"], kind: int, at: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    return side + 1 << 60 | feature.astype(np.int64) << 34 | kind << 32 | at
-
-
-def _of_bin(number: Int[np.ndarray, "n"]) -> dict[str, Int[np.ndarray, "n"]]:
+def _of_bin(number: Int[np.ndarray, "n"]) -> Columns:
     return {
-        "side": (number >> 60) - 1,
-        "feature": number >> 34 & (1 << 26) - 1,
-        "kind": number >> 32 & 3,
-        "at": number & (1 << 32) - 1,
+        "side": ((number >> 60) - 1).astype(np.int8),
+        "feature": (number >> 34 & (1 << 26) - 1).astype(np.int32),
+        "kind": (number >> 32 & 3).astype(np.int8),
+        "at": (number & (1 << 32) - 1).astype(np.int32),
     }
 
 
@@ -123,8 +119,8 @@ def feature_counts(active: Columns) -> Iterator[SumRows]:
     def some() -> Iterator[tuple[int, Int[np.ndarray, "_n"]]]:
         for side in (ALL, SOURCE, TARGET):
             rows = np.flatnonzero(active["side"] == side)
-            feature = active["feature"].take(rows)
-            rows = rows.take(in_order(feature)[1])
+            feature, prompt, pos = (active[name].take(rows) for name in ("feature", "prompt", "pos"))
+            rows = rows.take(in_order(feature)[1] if listed(prompt, pos) else np.lexsort((pos, prompt, feature)))
             ends = np.bincount(feature).cumsum()
             for block in blocks(ends, BLOCK):
                 yield side, rows[ends[block.start - 1] if block.start else 0 : ends[block.stop - 1]]
@@ -133,54 +129,15 @@ def feature_counts(active: Columns) -> Iterator[SumRows]:
 
 
 def _counts(side: int, active: Columns) -> SumRows:
-    """Histograms of some features of a side."""
-    prompt, pos, feature = (active[name] for name in ("prompt", "pos", "feature"))
-    act = active["activation"].astype(np.float64)
-    rows = [_histogram(side, ROOM, feature, active["room"], act), _histogram(side, POSITION, feature, pos)]
-    if side != ALL:
-        _, order = in_order(feature, prompt, pos)
-        prompt, pos, feature = (values.take(order) for values in (prompt, pos, feature))
-        stories = Groups.of(feature, prompt)
-        rows.append(_lags(side, stories.row, pos, feature))
-        rows.append(_histogram(side, STORIES, feature.take(stories.starts), np.zeros_like(stories.starts)))
-    found = np.concatenate(rows)
-    return found.take(np.argsort(found[:, 0]), axis=0)
+    """Histograms of some features of a side, their activations together."""
+    from jaxcircuits.bulk.kernels import count_bins
 
-
-def _histogram(side: int, kind: int, feature: np.ndarray, at: np.ndarray, act: np.ndarray | None = None) -> SumRows:
-    """Rows of one kind of bins."""
-    width, least = int(at.max(initial=0)) + 1, int(feature.min(initial=2**31 - 1))
-    number = (feature.astype(np.int64) - least) * width + at
-    names = None
-    if number.max(initial=0) > FEW * len(number):
-        names, number = np.unique(number, return_inverse=True)
-    count = np.bincount(number)
-    there = np.flatnonzero(count)
-    feature, at = np.divmod(there if names is None else names, width)
-    rows = np.zeros((len(there), FEATURES.cells), np.int64)
-    rows[:, 0] = _bin(side, feature + least, kind, at)
-    sums = numbers_of(rows)
-    sums[:, 0] = count[there]
-    if act is not None:
-        sums[:, 1], sums[:, 2] = (np.bincount(number, weights)[there] for weights in (act, act * act))
+    width = 1 + max(int(active[name].max(initial=0)) for name in ("room", "pos"))
+    rows = count_bins(
+        width, side != ALL, *(active[name] for name in ("feature", "prompt", "pos", "room", "activation"))
+    )
+    rows[:, 0] |= side + 1 << 60
     return rows
-
-
-def _lags(side: int, story: np.ndarray, pos: np.ndarray, feature: np.ndarray) -> SumRows:
-    """How often a feature that is active is active again in its story, by the number of positions in between.
-
-    Rows are in order; `story` is a number of its own for each feature in each prompt.
-    """
-    of, apart = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-    at = np.arange(len(pos))
-    step = 0
-    while len(at):  # the next activation, the one after it ..., as long as any is the same feature's in the same prompt
-        step += 1
-        at = at[: np.searchsorted(at, len(pos) - step)]
-        at = at[story[at] == story[at + step]]
-        of.append(feature[at])
-        apart.append(pos[at + step] - pos[at])
-    return _histogram(side, LAG, np.concatenate(of), np.concatenate(apart))
 
 
 @dataclass(frozen=True)
@@ -257,36 +214,30 @@ class FeatureCounts:
 
 def counts_of(merged: Iterable[SumRows]) -> FeatureCounts | None:
     """Reads merged histograms; `None` where no activation was given for one of the sides."""
-    columns = FEATURES.columns(np.concatenate([np.empty((0, FEATURES.cells), np.int64), *merged]))
-    columns |= _of_bin(columns.pop("bin"))
-    if not all((columns["side"] == side).any() for side in (SOURCE, TARGET)):
+    found = [(_of_bin(rows[:, 0]), numbers_of(rows)) for rows in merged]
+    if not all(any((bins["side"] == side).any() for bins, _ in found) for side in (SOURCE, TARGET)):
         return None
-    width = int(columns["at"].max()) + 1
-    every = _side(columns, ALL, width)
-    return FeatureCounts(
-        every.count[0], every.position[0], _side(columns, SOURCE, width), _side(columns, TARGET, width)
-    )
+    width = 1 + max(int(bins["at"].max()) for bins, _ in found if len(bins["at"]))
+    every, source, target = each_ahead(lambda side: _side(found, side, width), (ALL, SOURCE, TARGET))
+    return FeatureCounts(every.count[0], every.position[0], source, target)
 
 
-def _side(columns: dict[str, np.ndarray], side: int, width: int) -> Side:
-    mine = {name: values[columns["side"] == side] for name, values in columns.items()}
-    features, row = np.unique(mine["feature"], return_inverse=True)
-
-    def dense(kind: int, name: str, width: int = width) -> np.ndarray:
-        of = mine["kind"] == kind
-        out = np.zeros((len(features) + 1, width))
-        out[row[of], mine["at"][of]] = mine[name][of]
-        return out
-
-    def at_least(name: str) -> np.ndarray:
-        return np.cumsum(dense(ROOM, name)[:, ::-1], axis=1)[:, ::-1]
-
-    return Side(
-        features,
-        at_least("count"),
-        at_least("total"),
-        at_least("squares"),
-        dense(POSITION, "count"),
-        dense(LAG, "count"),
-        dense(STORIES, "count", 1)[:, 0],
-    )
+def _side(found: Sequence[tuple[Columns, Float[np.ndarray, "_n 3"]]], side: int, width: int) -> Side:
+    """The histograms of a side, of bins and of what they hold, some at a time."""
+    mine = [(bins, sums, bins["side"] == side) for bins, sums in found]
+    mine = [some for some in mine if some[2].any()]
+    features = np.unique(np.concatenate([np.unique(bins["feature"][ours]) for bins, _, ours in mine]))
+    rooms = np.zeros((len(FEATURES.sums), len(features) + 1, width))
+    counts = {kind: np.zeros((len(features) + 1, width)) for kind in (POSITION, LAG, STORIES)}
+    for bins, sums, ours in mine:
+        for kind in (ROOM, *counts):
+            rows = np.flatnonzero(ours & (bins["kind"] == kind))
+            cells = np.searchsorted(features, bins["feature"][rows]), bins["at"][rows]
+            if kind == ROOM:
+                rooms[:, *cells] = sums[rows].T
+            else:
+                counts[kind][cells] = sums[rows, 0]
+    least = rooms[..., ::-1]
+    np.cumsum(least, axis=-1, out=least)  # from those with as much room, those with at least as much
+    count, total, squares = rooms
+    return Side(features, count, total, squares, counts[POSITION], counts[LAG], counts[STORIES][:, 0])

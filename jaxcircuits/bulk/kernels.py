@@ -158,6 +158,65 @@ def in_order(key, numbers, order, cells):
 
 
 @_compiled()
+def count_bins(width, in_stories, feature, prompt, pos, room, act):
+    """Histograms of features: `feature_counts.FEATURES`, without the side.
+
+    Args:
+        width: More than any position or room.
+        in_stories: Whether it is also counted how far apart activations of a prompt are, and in how many prompts.
+        feature: Of each activation, ascending; those of a feature by prompt and position.
+        prompt: Where it is.
+        pos: Where in the prompt.
+        room: How many positions it pairs with.
+        act: The activation.
+
+    Returns:
+        Rows of the bins that are not empty, sorted.
+    """
+    count, sums, squares = np.zeros((3, width)), np.zeros(width), np.zeros(width)
+    out = np.empty((4 * width, 4), np.int64)
+    numbers = out.view(np.float64)
+    n = first = 0
+    while first < len(feature):
+        last, stories, story = first, 0, first
+        while last < len(feature) and feature[last] == feature[first]:
+            value = np.float64(act[last])
+            count[0, room[last]] += 1
+            sums[room[last]] += value
+            squares[room[last]] += value * value
+            count[1, pos[last]] += 1
+            if in_stories:
+                if last == first or prompt[last] != prompt[story]:
+                    stories += 1
+                    story = last
+                for earlier in range(story, last):
+                    count[2, pos[last] - pos[earlier]] += 1
+            last += 1
+        if n + 3 * width + 1 > len(out):
+            out = np.concatenate((out, np.empty_like(out)))
+            numbers = out.view(np.float64)
+        of = np.int64(feature[first]) << 34
+        for kind in range(3):
+            for at in range(width):
+                if count[kind, at] > 0:
+                    out[n, 0] = of | kind << 32 | at
+                    numbers[n, 1] = count[kind, at]
+                    numbers[n, 2] = sums[at] if kind == 0 else 0.0
+                    numbers[n, 3] = squares[at] if kind == 0 else 0.0
+                    n += 1
+        if in_stories:
+            out[n, 0] = of | 3 << 32
+            numbers[n, 1] = stories
+            numbers[n, 2] = numbers[n, 3] = 0
+            n += 1
+        count[:] = 0
+        sums[:] = 0
+        squares[:] = 0
+        first = last
+    return out[:n]
+
+
+@_compiled()
 def merge_rows(tables, at, stop, sums, out, n):
     """Adds rows of equal keys, key by key, until a table has no more of those that are here, or there is no room.
 

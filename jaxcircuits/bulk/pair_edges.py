@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from jaxcircuits.attribution.edges import EDGE_COLUMNS, Columns, concatenate
-from jaxcircuits.bulk.sorting import Groups
+from jaxcircuits.bulk.sorting import Groups, listed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,20 +34,13 @@ def by_target(edges: "pa.Table") -> "pa.Table":
     import pyarrow as pa
 
     columns = {name: edges[name].to_numpy() for name in (*TARGET, *EDGE)}
-    if not _listed(columns):
+    if not listed(columns["prompt"], columns["target_pos"]):
         order = np.lexsort(tuple(columns[name] for name in ("target_feature", "target_pos", "prompt")))
         columns = {name: values.take(order) for name, values in columns.items()}
     targets = Groups.of(*(columns[name] for name in TARGET[:3]))
     bounds = np.append(targets.starts, targets.n).astype(np.int32)
     lists = {name: pa.ListArray.from_arrays(bounds, columns[name]) for name in EDGE}
     return pa.table({name: columns[name].take(targets.starts) for name in TARGET} | lists)
-
-
-def _listed(edges: Columns) -> bool:
-    """Whether edges come by prompt and position, as an engine lists them."""
-    prompt, pos = edges["prompt"], edges["target_pos"]
-    same = prompt[1:] == prompt[:-1]
-    return bool(np.all((prompt[1:] > prompt[:-1]) | (same & (pos[1:] >= pos[:-1]))))
 
 
 class ByFeature(NamedTuple):

@@ -35,6 +35,18 @@ def blocks(ends: Real[np.ndarray, "n"], rows: int) -> Iterator[slice]:
         yield from starmap(slice, pairwise(bounds))
 
 
+def listed(prompt: Int[np.ndarray, "n"], pos: Int[np.ndarray, "n"]) -> bool:
+    """Whether rows come by prompt and position, as an engine lists them.
+
+    >>> import numpy as np
+    >>> from jaxcircuits.bulk.sorting import listed
+    >>> listed(np.array([0, 0, 3]), np.array([1, 2, 0])), listed(np.array([0, 0]), np.array([2, 1]))
+    (True, False)
+    """
+    same = prompt[1:] == prompt[:-1]
+    return bool(np.all((prompt[1:] > prompt[:-1]) | (same & (pos[1:] >= pos[:-1]))))
+
+
 def in_order(*keys: Int[np.ndarray, "n"]) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
     """A number for each key, ascending, and which row that is; rows of one key in their order.
 
