@@ -34,8 +34,10 @@ def merged(tables: Sequence[Path | Iterator[SumRows]], layout: Layout) -> Iterat
     here, at, stop = np.empty((n, ROWS, layout.cells), np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
     out, filled = np.empty((BATCH, layout.cells), np.int64), 0
     with ExitStack() as stack:
-        sources = [RowFile(t, layout.cells) if isinstance(t, Path) else RowStream(t) for t in tables]
-        readers = {i: stack.enter_context(closing(source)) for i, source in enumerate(sources)}
+        readers: dict[int, RowFile | RowStream] = {}
+        for i, table in enumerate(tables):
+            reader = RowFile(table, layout.cells) if isinstance(table, Path) else RowStream(table)
+            readers[i] = stack.enter_context(closing(reader))
         while True:
             for i in [i for i in readers if at[i] == stop[i]]:
                 at[i], stop[i] = 0, readers[i].read(here[i])
