@@ -146,7 +146,7 @@ def sum_edges(
 
 
 @_compiled()
-def in_order(key, numbers, order, cells):
+def take_rows(key, numbers, order, cells):
     """Rows of so many cells, a key and numbers, in an order."""
     out = np.empty((len(order), cells), np.int64)
     total = out.view(np.float64)

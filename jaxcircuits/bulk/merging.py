@@ -36,8 +36,10 @@ def merged(tables: Sequence[Path | Iterator[SumRows]], layout: Layout) -> Iterat
     with ExitStack() as stack:
         readers: dict[int, RowFile | RowStream] = {}
         for i, table in enumerate(tables):
-            reader = RowFile(table, layout.cells) if isinstance(table, Path) else RowStream(table)
-            readers[i] = stack.enter_context(closing(reader))
+            if isinstance(table, Path):
+                readers[i] = stack.enter_context(closing(RowFile(table, layout.cells)))
+            else:
+                readers[i] = RowStream(table)
         while True:
             for i in [i for i in readers if at[i] == stop[i]]:
                 at[i], stop[i] = 0, readers[i].read(here[i])

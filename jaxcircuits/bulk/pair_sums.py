@@ -102,8 +102,8 @@ def edge_sums(edges: Edges) -> Iterator[SumRows]:
 
 def _sums_of(edges: ByFeature, features: slice) -> SumRows:
     """The sums of pairs of some target features."""
-    from jaxcircuits.bulk.kernels import in_order, sum_edges
+    from jaxcircuits.bulk.kernels import sum_edges, take_rows
 
     at = np.searchsorted(edges.feature, np.int32(features.start))
     pairs, numbers = sum_edges(features.start, features.stop, at, _OFFSET, _SOURCE, *edges)
-    return in_order(pairs, numbers, np.argsort(pairs), PAIRS.cells)
+    return take_rows(pairs, numbers, np.argsort(pairs), PAIRS.cells)

@@ -118,9 +118,6 @@ class RowStream:
             n += len(some)
         return n
 
-    def close(self) -> None:
-        """Nothing is open."""
-
 
 def read_rows(file: Path, cells: int, rows: int) -> Iterator[SumRows]:
     """A file's rows, so many at a time.

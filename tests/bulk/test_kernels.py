@@ -9,7 +9,7 @@ import pytest
 from numba import njit
 
 from jaxcircuits.attribution.edges import EDGE_COLUMNS
-from jaxcircuits.bulk.kernels import _compiled, in_order, merge_rows, products
+from jaxcircuits.bulk.kernels import _compiled, merge_rows, products, take_rows
 from jaxcircuits.bulk.pair_edges import Edges, by_target
 from jaxcircuits.bulk.pair_sums import PAIRS, edge_sums, pair_of
 
@@ -53,7 +53,7 @@ def test_edges_of_more_pairs_than_there_is_room_for_at_first() -> None:
 def test_rows_in_order() -> None:
     rng = np.random.default_rng(0)
     key, numbers, order = rng.integers(0, 99, 40), rng.normal(size=(40, 5)), rng.permutation(40)
-    rows = in_order(key, numbers, order, 4)
+    rows = take_rows(key, numbers, order, 4)
     np.testing.assert_array_equal(rows[:, 0], key[order])
     np.testing.assert_array_equal(rows.view(np.float64)[:, 1:], numbers[order, :3])
 
