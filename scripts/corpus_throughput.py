@@ -182,13 +182,13 @@ def print_report(found: dict[str, Any]) -> None:
     print(f"\nthe first whole command, compiling and planning: {found['first whole command']:.1f} s")
     print(", ".join(f"{kind} {n / 2**20:,.1f} MB" for kind, n in found["bytes"].items()))
     print(f"peak memory of this process {found['peak memory'] / 2**30:.2f} GB")
-    if "whole command" not in seconds:
-        return
     share = STORIES / prompts
-    hours, size = median(seconds["whole command"]) * share / 3600, found["bytes"]["edges"] * share / 2**30
-    print(
-        f"projected to {STORIES:,} stories: {hours:.2f} h, {found['edges'] * share:,.0f} edges, {size:,.1f} GB of edges"
-    )
+    size = found["bytes"]["edges"] * share / 2**30
+    for name in (CONTENDERS["whole"], CONTENDERS["statistics"]):
+        if name in seconds:
+            hours = median(seconds[name]) * share / 3600
+            edges = found["edges"] * share
+            print(f"{name}, projected to {STORIES:,} stories: {hours:.2f} h, {edges:,.0f} edges, {size:,.1f} GB of them")
 
 
 if __name__ == "__main__":

@@ -121,8 +121,8 @@ def test_a_plan_repeats_itself() -> None:
 
 def test_programs_are_few() -> None:
     """A corpus of natural lengths compiles one program a length, and one to look at it first."""
-    bundle = tiny_bundle(tiny_config(n_ctx=256), seed=3)
-    lengths = np.clip(np.random.default_rng(0).normal(120, 50, 300), 5, 256).astype(int)
+    bundle = tiny_bundle(tiny_config(n_ctx=128), seed=3)
+    lengths = np.clip(np.random.default_rng(0).normal(60, 25, 100), 5, 128).astype(int)
     prompts = prompts_of(bundle, *lengths)
     engine = Engine(bundle, Settings())
     before = engine_module.same_position._cache_size(), engine_module.forward_pass._cache_size()

@@ -75,7 +75,8 @@ def _case(name: str) -> tuple[ModelConfig, jax.Array, int]:
 
 def compare(params, cfg: ModelConfig, tokens: jax.Array, model) -> None:
     """Logits, log-probabilities and every hook activation."""
-    logits, acts = forward(params, cfg, tokens, taps=hook_names(cfg))
+    compiled = jax.jit(forward, static_argnames=("cfg", "taps"))
+    logits, acts = compiled(params, cfg, tokens, taps=hook_names(cfg))
     assert logits is not None
     their_logits, cache = oracle_cache(model, tokens)
     theirs = {name for name in cache if not name.startswith("unembed.")}  # the logits, which some versions name too

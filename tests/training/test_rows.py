@@ -59,9 +59,9 @@ def test_buffer_depends_on_the_step_only_and_holds_the_hook_s_values(bundle, wor
         np.testing.assert_array_equal(jumping(step), inorder[step])
     assert not np.array_equal(inorder[0], inorder[4])
 
-    every = np.concatenate(
-        [forward(bundle.params, bundle.cfg, jnp.asarray(r[:-1]), taps=(hook,))[1][hook] for r in rows]
-    )
+    padded = np.stack([np.pad(row[:-1], (0, bundle.cfg.n_ctx - len(row) + 1)) for row in rows])
+    acts = forward(bundle.params, bundle.cfg, jnp.asarray(padded), taps=(hook,))[1][hook]
+    every = np.concatenate([acts[i, : len(row) - 1] for i, row in enumerate(rows)])
     nearest = [np.abs(every - value).max(1).min() for value in inorder[0][:16]]
     assert max(nearest) < 1e-5 * np.abs(every).max()
 
