@@ -183,12 +183,10 @@ def print_report(found: dict[str, Any]) -> None:
     print(", ".join(f"{kind} {n / 2**20:,.1f} MB" for kind, n in found["bytes"].items()))
     print(f"peak memory of this process {found['peak memory'] / 2**30:.2f} GB")
     share = STORIES / prompts
-    size = found["bytes"]["edges"] * share / 2**30
-    for name in (CONTENDERS["whole"], CONTENDERS["statistics"]):
-        if name in seconds:
-            hours = median(seconds[name]) * share / 3600
-            edges = found["edges"] * share
-            print(f"{name}, projected to {STORIES:,} stories: {hours:.2f} h, {edges:,.0f} edges, {size:,.1f} GB of them")
+    edges, size = found["edges"] * share, found["bytes"]["edges"] * share / 2**30
+    print(f"\nprojected to {STORIES:,} stories: {edges:,.0f} edges, {size:,.1f} GB")
+    for name, values in seconds.items():
+        print(f"{name:32}{median(values) * share / 3600:10.2f} hours")
 
 
 if __name__ == "__main__":
