@@ -17,9 +17,9 @@ from benchmark_clock import Row, interleaved
 from benchmark_rows import reserved
 
 from jaxcircuits.attribution import Engine, Settings
-from jaxcircuits.attribution.engine import Prompts
 from jaxcircuits.attribution.problem import PRECISIONS
 from jaxcircuits.attribution.program import attribute_chunk, forward_pass, same_position
+from jaxcircuits.attribution.prompts import Prompts
 
 GROWTH, COMPILING, PROGRAMS, STREAMED = "growth", "compilation", "programs", "corpus from the command line"
 MB = 2**20

@@ -6,11 +6,10 @@
 4. List every kept pair of a target and a source as an edge (`listing`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +20,17 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxcircuits.ahead import Ahead
 from jaxcircuits.attribution.edges import SOURCE_COLUMNS, Columns, concatenate, edge_columns, target_columns
 from jaxcircuits.attribution.ends import target_end
-from jaxcircuits.attribution.listing import list_edges, list_sources
+from jaxcircuits.attribution.listing import Listed, by_prompt, list_edges, list_sources
 from jaxcircuits.attribution.plan import Counts, Plan, device_memory, grown, halved, make_plan
 from jaxcircuits.attribution.problem import PRECISIONS, Settings, resolve
 from jaxcircuits.attribution.program import Found, Passed, attribute_chunk, forward_pass, same_position
+from jaxcircuits.attribution.prompts import Named, Prompts, check_tokens
 from jaxcircuits.attribution.selection import Sources, Targets, named_targets
 from jaxcircuits.attribution.tables import make_tables
 from jaxcircuits.attribution.task import Shape, Task
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
 from jaxcircuits.mesh import batch_size, place_batch, place_weights
-
-Prompts = Sequence[tuple[int, Int[np.ndarray, "_pos"]]]
-"""Row number and token ids of each."""
-
-Named = Sequence[tuple[int, int]] | None
-"""Targets by position and feature, the same in each prompt."""
 
 PROBED = 4
 """Batches that are looked at before a plan is made."""
@@ -58,14 +52,6 @@ class Report:
     batches: int = 0
     regrown: int = 0
     split: int = 0
-
-
-class Listed(NamedTuple):
-    """What some prompts give: `edge_columns`, `target_columns`, and the sources that are active (`SOURCE_COLUMNS`)."""
-
-    edges: Columns
-    targets: Columns
-    sources: Columns
 
 
 class Engine:
@@ -270,9 +256,9 @@ class Engine:
         def listed() -> Listed:
             edges, found, sources = zip(*(part.result() for part in parts), strict=True) if parts else ((), (), ())
             return Listed(
-                _by_prompt(edges, self.edge_columns),
-                _by_prompt(found, self.target_columns),
-                _by_prompt(sources, SOURCE_COLUMNS),
+                by_prompt(edges, self.edge_columns),
+                by_prompt(found, self.target_columns),
+                by_prompt(sources, SOURCE_COLUMNS),
             )
 
         return listed
@@ -403,34 +389,3 @@ class Engine:
         if not self.settings.include_bos and ids[0] == self.bundle.cfg.bos_token_id:
             counted[0] = False
         return counted
-
-
-def _by_prompt(parts: Sequence[Columns], columns: Mapping[str, type]) -> Columns:
-    """Rows of all parts by prompt number; those of one prompt keep their order."""
-    runs = []  # of rows of one prompt
-    for part in parts:
-        prompt = part["prompt"]
-        starts = np.flatnonzero(np.diff(prompt, prepend=-1))
-        bounds = pairwise([*starts.tolist(), len(prompt)])
-        runs += [(number, part, slice(*ends)) for number, ends in zip(prompt[starts].tolist(), bounds, strict=True)]
-    runs.sort(key=lambda run: run[0])
-    return concatenate([{name: part[name][rows] for name in columns} for _, part, rows in runs], columns)
-
-
-def check_tokens(tokens: Int[np.ndarray, "pos"], bundle: Bundle, row: int) -> None:
-    """Refuses token ids that the model cannot take.
-
-    Raises:
-        InputError: None, too many, or one outside the vocabulary.
-    """
-    cfg = bundle.cfg
-    if len(tokens) == 0:
-        raise InputError(f"prompt {row} is empty; expected at least one token.")
-    if len(tokens) > cfg.n_ctx:
-        raise InputError(
-            f"prompt {row} has {len(tokens)} tokens, BOS included, but the model's context holds {cfg.n_ctx}; "
-            "shorten it, or pass --truncate."
-        )
-    if tokens.min() < 0 or tokens.max() >= cfg.d_vocab:
-        bad = tokens[(tokens < 0) | (tokens >= cfg.d_vocab)][0]
-        raise InputError(f"prompt {row}: token ids must lie in 0..{cfg.d_vocab - 1}, got {bad}.")

@@ -1,15 +1,24 @@
 """From a batch's arrays to columns of edges and targets, on the host."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxcircuits.attribution.edges import REMAINDER_COLUMNS, Columns, part_names
+from jaxcircuits.attribution.edges import REMAINDER_COLUMNS, Columns, concatenate, part_names
 from jaxcircuits.attribution.problem import Settings
 from jaxcircuits.attribution.tables import Tables
+
+
+class Listed(NamedTuple):
+    """What some prompts give: `edge_columns`, `target_columns`, and the sources that are active (`SOURCE_COLUMNS`)."""
+
+    edges: Columns
+    targets: Columns
+    sources: Columns
 
 
 def list_edges(
@@ -150,3 +159,15 @@ def _remainder(targets: Columns, kinds: Mapping[str, np.ndarray], settings: Sett
     quantity = "activation" if settings.target_quantity == "activation" else "pre_activation"
     explained = sum(np.nan_to_num(values) for values in columns.values()) + targets["attribution_sum"]
     return columns | {"unexplained": targets[quantity] - explained}
+
+
+def by_prompt(parts: Sequence[Columns], columns: Mapping[str, type]) -> Columns:
+    """Rows of all parts by prompt number; those of one prompt keep their order."""
+    runs = []  # of rows of one prompt
+    for part in parts:
+        prompt = part["prompt"]
+        starts = np.flatnonzero(np.diff(prompt, prepend=-1))
+        bounds = pairwise([*starts.tolist(), len(prompt)])
+        runs += [(number, part, slice(*ends)) for number, ends in zip(prompt[starts].tolist(), bounds, strict=True)]
+    runs.sort(key=lambda run: run[0])
+    return concatenate([{name: part[name][rows] for name in columns} for _, part, rows in runs], columns)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxcircuits.attribution.api import prompt_table, tokenized
-from jaxcircuits.attribution.engine import check_tokens
+from jaxcircuits.attribution.prompts import check_tokens
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.corpus import Skip, read_corpus
 from jaxcircuits.errors import InputError

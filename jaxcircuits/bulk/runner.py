@@ -22,8 +22,8 @@ from jax.sharding import Mesh
 from jaxcircuits.ahead import Ahead
 from jaxcircuits.attribution import Engine, Settings
 from jaxcircuits.attribution.edges import Columns
-from jaxcircuits.attribution.engine import Listed
-from jaxcircuits.attribution.engine import Prompts as Numbered
+from jaxcircuits.attribution.listing import Listed
+from jaxcircuits.attribution.prompts import Prompts as Numbered
 from jaxcircuits.attribution.selection import named_targets
 from jaxcircuits.bulk import edge_statistics, processes
 from jaxcircuits.bulk.edge_statistics import FILE as STATISTICS

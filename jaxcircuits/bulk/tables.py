@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxcircuits.attribution import Engine
 from jaxcircuits.attribution.edges import Columns, to_arrow
-from jaxcircuits.attribution.engine import Listed, Prompts
+from jaxcircuits.attribution.listing import Listed
+from jaxcircuits.attribution.prompts import Prompts
 from jaxcircuits.bulk.record import Kept
 from jaxcircuits.bulk.store import SUMS
 

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxcircuits.attribution.api import Prompt, tokenized
-from jaxcircuits.attribution.engine import check_tokens
 from jaxcircuits.attribution.problem import PRECISIONS
+from jaxcircuits.attribution.prompts import check_tokens
 from jaxcircuits.attribution.selection import bucket
 from jaxcircuits.bulk.record import weight_hashes
 from jaxcircuits.bundle import Bundle

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from scipy.special import softmax
 
 from jaxcircuits.attribution.api import Prompt, tokenized
-from jaxcircuits.attribution.engine import check_tokens
+from jaxcircuits.attribution.prompts import check_tokens
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.errors import InputError
 from jaxcircuits.graph.ablation import Parts, parts_of, run_edges, run_nodes

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxcircuits.attribution.api import Prompt, tokenized
-from jaxcircuits.attribution.engine import check_tokens
+from jaxcircuits.attribution.prompts import check_tokens
 from jaxcircuits.attribution.selection import bucket
 from jaxcircuits.bundle import Bundle
 from jaxcircuits.config import ModelConfig
